@@ -1,0 +1,127 @@
+"""Repairs of captured graphs: what the exporter leaves behind and what no runtime loads.
+
+Each repair is one function (graph -> graph) named after the fault; `repair` runs them in order. All keep the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from dexport.passes.graph import Graph, call_node, copied_nodes, is_tensor, value, with_nodes
+
+aten = torch.ops.aten
+
+_ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg, aten.sym_constrain_range_for_size.default}
+_COPIES = {aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default}
+
+
+def repair(graph: Graph) -> Graph:
+    """All repairs, in order."""
+    graph = drop_assertions(graph)
+    graph = reshape_for_view(graph)  # before the copies go: a view may need the contiguous copy in front of it
+    graph = drop_copies(graph)
+    graph = drop_identities(graph)
+    graph = expand_for_repeat_interleave(graph)
+    return permute_for_einsum(graph)
+
+
+def drop_assertions(graph: Graph) -> Graph:
+    """Removes metadata assertions; they produce nothing and have no ONNX form."""
+    nodes = copied_nodes(graph.module)
+    for node in list(nodes.nodes):
+        if node.target in _ASSERTIONS:
+            nodes.erase_node(node)
+    return with_nodes(graph, nodes)
+
+
+def reshape_for_view(graph: Graph) -> Graph:
+    """Turns view and _unsafe_view into reshape, which does not care how its input lies in memory."""
+
+    def match(node: fx.Node) -> bool:
+        return node.target in (aten.view.default, aten._unsafe_view.default)
+
+    nodes = copied_nodes(graph.module)
+    for node in filter(match, nodes.nodes):
+        node.target = aten.reshape.default
+    return with_nodes(graph, nodes)
+
+
+def drop_copies(graph: Graph) -> Graph:
+    """Removes copies and inference-time dropout."""
+    return _bypass(graph, lambda node: node.target in _COPIES)
+
+
+def drop_identities(graph: Graph) -> Graph:
+    """Removes casts to the same type, arithmetic with a neutral number, expands to the same shape, and squeezes of a size that is not 1.
+
+    The last are legal in PyTorch and become an ONNX Squeeze that no runtime loads.
+    """
+    return _bypass(graph, _is_identity)
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if not is_tensor(node) or not node.args or not isinstance(node.args[0], fx.Node) or not is_tensor(node.args[0]):
+        return False
+    before, after = value(node.args[0]), value(node)
+    if before.dtype != after.dtype or len(before.shape) != len(after.shape) or any(str(a) != str(b) for a, b in zip(before.shape, after.shape)):
+        return False
+    if node.target in (aten.div.Tensor, aten.mul.Tensor):
+        return node.args[1] == 1 and not isinstance(node.args[1], fx.Node)
+    return node.target in (aten._to_copy.default, aten.expand.default, aten.squeeze.dim, aten.squeeze.dims, aten.reshape.default, aten.slice.Tensor)
+
+
+def _bypass(graph: Graph, match: Callable[[fx.Node], bool]) -> Graph:
+    nodes = copied_nodes(graph.module)
+    for node in list(nodes.nodes):
+        if match(node):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            node.replace_all_uses_with(source)
+            nodes.erase_node(node)
+    return with_nodes(graph, nodes)
+
+
+def expand_for_repeat_interleave(graph: Graph) -> Graph:
+    """repeat_interleave(x [B, ...], n, 0) -> reshape(expand(unsqueeze(x, 1), [B, n, ...]), [B*n, ...]).
+
+    Attention masks are repeated over heads this way; as an expand the repetition costs nothing and keeps the rows apart.
+    """
+    nodes = copied_nodes(graph.module)
+    for node in list(nodes.nodes):
+        if node.target is not aten.repeat_interleave.self_int or len(node.args) < 3 or node.args[2] != 0:
+            continue
+        source, repeats = node.args[0], node.args[1]
+        assert isinstance(source, fx.Node) and isinstance(repeats, int)
+        shape = [-1] * value(source).dim()
+        with nodes.inserting_before(node):
+            column = call_node(nodes, aten.unsqueeze.default, source, 1)
+            wide = call_node(nodes, aten.expand.default, column, [-1, repeats, *shape[1:]])
+        reader = next(iter(node.users)) if len(node.users) == 1 else None
+        if reader is not None and reader.target is aten.reshape.default and tuple(value(reader).shape[:2]) == tuple(value(wide).shape[:2]):
+            reader.args = (wide, reader.args[1])
+        else:
+            with nodes.inserting_before(node):
+                flat = call_node(nodes, aten.flatten.using_ints, wide, 0, 1)
+            node.replace_all_uses_with(flat)
+        nodes.eliminate_dead_code()
+    return with_nodes(graph, nodes)
+
+
+def permute_for_einsum(graph: Graph) -> Graph:
+    """einsum with one operand and no sum ("nhwpqc->nchpwq") -> permute."""
+    nodes = copied_nodes(graph.module)
+    for node in list(nodes.nodes):
+        if node.target is not aten.einsum.default:
+            continue
+        equation, operands = node.args[0], node.args[1]
+        assert isinstance(equation, str) and isinstance(operands, list | tuple)
+        before, _, after = equation.replace(" ", "").partition("->")
+        if len(operands) != 1 or sorted(before) != sorted(after) or len(set(before)) != len(before):
+            continue
+        with nodes.inserting_before(node):
+            node.replace_all_uses_with(call_node(nodes, aten.permute.default, operands[0], [before.index(letter) for letter in after]))
+        nodes.erase_node(node)
+    return with_nodes(graph, nodes)
