@@ -2,7 +2,8 @@
 
 `TorchNoise` follows `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)`, so that a
 seed gives the picture that it gives in diffusers. `PhiloxNoise` is counter based: any element can be computed alone. It has
-nothing to do with the stream that PyTorch draws on CUDA. `PicturesNoise` draws every picture of a batch from its own stream.
+nothing to do with the stream that PyTorch draws on CUDA. `PicturesNoise` draws every picture of a batch from its own stream;
+`GivenNoise` hands out noise that was drawn elsewhere.
 
 All of them draw float32. PyTorch's float16 and bfloat16 draws are its float32 draws rounded (measured with torch 2.13), so pipelines
 of those types see this stream too; its float64 draws follow other uniform numbers and are not offered.
@@ -25,6 +26,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from dexport.errors import UserError
 
 Array = npt.NDArray[np.float64]
 Normal = npt.NDArray[np.float32]
@@ -218,8 +221,37 @@ class PicturesNoise:
         """Draws float32 numbers of `shape`; each stream draws shape [1, ...].
 
         Raises:
-            ValueError: axis 0 is not a row per stream.
+            UserError: axis 0 is not a row per stream.
         """
         if not shape or shape[0] != len(self._streams):
-            raise ValueError(f"{len(self._streams)} noise streams cannot draw shape {tuple(shape)}: axis 0 must have one row per stream")
+            expected = f"one row of noise per stream, {len(self._streams)}"
+            raise UserError("noise", expected=expected, got=f"shape {list(shape)}", fix="give one seed per picture")
         return np.concatenate([stream.normal((1, *shape[1:])) for stream in self._streams])
+
+
+class GivenNoise:
+    """Noise that was drawn elsewhere, handed out draw by draw: how a run repeats another one exactly.
+
+    Args:
+        draws: the arrays, in the order in which the program draws them.
+    """
+
+    def __init__(self, draws: Sequence[npt.NDArray[np.generic]]) -> None:
+        self._draws = list(draws)
+        self._next = 0
+
+    def normal(self, shape: Sequence[int]) -> Normal:
+        """Hands out the next array as float32.
+
+        Raises:
+            UserError: no array is left, or the next one has another shape.
+        """
+        if self._next == len(self._draws):
+            expected = f"noise for draw {self._next}"
+            raise UserError("noise", expected=expected, got=f"{len(self._draws)} draws", fix="give as many draws as the program makes")
+        draw = self._draws[self._next]
+        if draw.shape != tuple(shape):
+            expected = f"shape {list(shape)} for draw {self._next}"
+            raise UserError("noise", expected=expected, got=f"shape {list(draw.shape)}", fix="give the draws in the program's order")
+        self._next += 1
+        return draw.astype(np.float32)

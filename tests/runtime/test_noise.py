@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dexport.runtime.noise import Noise, PhiloxNoise, PicturesNoise, TorchNoise, natural_log, philox, sine_cosine
+from dexport.errors import UserError
+from dexport.runtime.noise import GivenNoise, Noise, PhiloxNoise, PicturesNoise, TorchNoise, natural_log, philox, sine_cosine
 
 SEEDS = st.integers(-(2**63), 2**64 - 1)
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple)
@@ -51,8 +52,18 @@ def test_a_batch_and_a_list_of_generators_follow_diffusers() -> None:
 
 
 def test_a_stream_per_picture_needs_a_row_per_stream() -> None:
-    with pytest.raises(ValueError, match=r"2 noise streams cannot draw shape \(3, 4\): axis 0 must have one row per stream"):
+    with pytest.raises(UserError, match=r"noise: expected one row of noise per stream, 2, got shape \[3, 4\]; give one seed per picture"):
         PicturesNoise([TorchNoise(0), TorchNoise(1)]).normal((3, 4))
+
+
+def test_given_noise_is_handed_out_in_order() -> None:
+    noise = GivenNoise([np.ones((2, 3)), np.zeros((4,), np.float16)])
+    assert np.array_equal(noise.normal((2, 3)), np.ones((2, 3), np.float32))
+    with pytest.raises(UserError, match=r"expected shape \[3\] for draw 1, got shape \[4\]; give the draws in the program's order"):
+        noise.normal((3,))
+    assert noise.normal((4,)).dtype == np.float32
+    with pytest.raises(UserError, match="expected noise for draw 2, got 2 draws; give as many draws as the program makes"):
+        noise.normal((4,))
 
 
 def test_logarithm_sine_and_cosine_are_within_the_last_places() -> None:
