@@ -57,7 +57,8 @@ def capture(
             captured = program.run_decompositions({}).module(check_guards=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Failure(name, expected="a model that torch.export can trace", got=reason, fix="see the adapter of this family for known obstacles") from error
+        wanted = "a model that torch.export can trace"
+        raise Failure(name, expected=wanted, got=reason, fix="see the adapter of this family for known obstacles") from error
     assert isinstance(captured, torch.fx.GraphModule)
     weights: Mapping[str, Weight] = {path: weight(path, tensor) for path, tensor in captured.named_parameters(remove_duplicate=False)}
     ports = tuple(Port(i.name, i.dtype, i.shape, frozenset([i.kind])) for i in inputs)

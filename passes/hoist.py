@@ -31,11 +31,6 @@ from dexport.passes.rows import Rows, rows
 aten = torch.ops.aten
 STEP_VALUES, SCHEDULE_VALUES = "step_values", "schedule_values"
 _VIEWS = {
-    operator.getitem,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.chunk.default,
-    aten.unbind.int,
     aten.reshape.default,
     aten.unsqueeze.default,
     aten.squeeze.dim,
@@ -81,7 +76,7 @@ class Hoisted:
     Attributes:
         loop: inputs are the latent ones, then `step_values` [1, W], `schedule_values` ["batch", V], then one per prompt value.
         table: timestep ["steps"] -> step_values ["steps", W]; evaluated at build, or None.
-        schedule: timestep ["steps"], prompt inputs -> schedule_values ["steps", "batch", V], or None.
+        schedule: timestep ["steps"], prompt inputs -> schedule_values ["steps*batch", V], step first, or None.
         prompt: prompt inputs -> prompt values, or None.
     """
 
@@ -163,13 +158,7 @@ def _keep_reason(node: fx.Node, frontier: set[fx.Node], kinds: dict[fx.Node, Kin
 
 
 def _tensor_sources(node: fx.Node) -> list[fx.Node]:
-    """The tensors that the node is computed from; a list of tensors (split) is seen through to its source."""
-    found: list[fx.Node] = []
-    for source in node.all_input_nodes:
-        if is_size(source):
-            continue
-        found += [source] if is_tensor(source) or source.op == "get_attr" else _tensor_sources(source)
-    return found
+    return [s for s in node.all_input_nodes if not is_size(s)]
 
 
 def _root(node: fx.Node) -> fx.Node:
@@ -252,7 +241,7 @@ def _table(graph: Graph, steps: list[fx.Node]) -> Graph:
 
 
 def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
-    """timestep ["steps"] and prompt inputs ["batch", ...] -> packed values ["steps", "batch", V]: all steps in one call.
+    """timestep ["steps"] and prompt inputs ["batch", ...] -> packed values ["steps*batch", V]: all steps in one call.
 
     The rows of the captured graph become the pairs (step, prompt row), step first.
     """
@@ -277,9 +266,9 @@ def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
         new[entering[port.name]] = nodes.call_function(aten.reshape.default, (wide, [pairs, *rest]))
     outputs, results = [], []
     for dtype, members in _by_dtype(mixed).items():
-        pieces = [nodes.call_function(aten.reshape.default, (piece, [steps, batch, -1])) for piece in _copy(nodes, graph, members, new, pairs)]
-        results.append(nodes.call_function(aten.cat.default, (pieces, 2)))
-        outputs.append(Port(_packed_name(SCHEDULE_VALUES, dtype), dtype, (STEPS, BATCH, sum(_row_width(n) for n in members))))
+        pieces = [nodes.call_function(aten.reshape.default, (piece, [pairs, -1])) for piece in _copy(nodes, graph, members, new, pairs)]
+        results.append(nodes.call_function(aten.cat.default, (pieces, 1)))
+        outputs.append(Port(_packed_name(SCHEDULE_VALUES, dtype), dtype, (f"{STEPS}*{BATCH}", sum(_row_width(n) for n in members))))
     nodes.output(tuple(results))
     inputs = tuple(replace(p, shape=(STEPS,)) if Kind.STEP in p.kinds else p for p in ports)
     return with_nodes(graph, nodes, name=f"{graph.name}_schedule", inputs=inputs, outputs=tuple(outputs))

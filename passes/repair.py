@@ -14,8 +14,16 @@ from dexport.passes.graph import Graph, call_node, copied_nodes, is_tensor, valu
 
 aten = torch.ops.aten
 
-_ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten._assert_async.msg, aten.sym_constrain_range_for_size.default}
-_COPIES = {aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default}
+_ASSERTIONS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range_for_size.default}
+_COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.dropout.default}
+_KEEPERS_OF_SHAPE = {
+    aten._to_copy.default,
+    aten.expand.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.reshape.default,
+    aten.slice.Tensor,
+}
 
 
 def repair(graph: Graph) -> Graph:
@@ -25,7 +33,9 @@ def repair(graph: Graph) -> Graph:
     graph = drop_copies(graph)
     graph = drop_identities(graph)
     graph = expand_for_repeat_interleave(graph)
-    return permute_for_einsum(graph)
+    graph = permute_for_einsum(graph)
+    graph = slice_for_split(graph)
+    return constant_shape_for_reshape(graph)
 
 
 def drop_assertions(graph: Graph) -> Graph:
@@ -66,11 +76,11 @@ def _is_identity(node: fx.Node) -> bool:
     if not is_tensor(node) or not node.args or not isinstance(node.args[0], fx.Node) or not is_tensor(node.args[0]):
         return False
     before, after = value(node.args[0]), value(node)
-    if before.dtype != after.dtype or len(before.shape) != len(after.shape) or any(str(a) != str(b) for a, b in zip(before.shape, after.shape)):
+    if before.dtype != after.dtype or [str(size) for size in before.shape] != [str(size) for size in after.shape]:
         return False
     if node.target in (aten.div.Tensor, aten.mul.Tensor):
         return node.args[1] == 1 and not isinstance(node.args[1], fx.Node)
-    return node.target in (aten._to_copy.default, aten.expand.default, aten.squeeze.dim, aten.squeeze.dims, aten.reshape.default, aten.slice.Tensor)
+    return node.target in _KEEPERS_OF_SHAPE
 
 
 def _bypass(graph: Graph, match: Callable[[fx.Node], bool]) -> Graph:
@@ -124,4 +134,45 @@ def permute_for_einsum(graph: Graph) -> Graph:
         with nodes.inserting_before(node):
             node.replace_all_uses_with(call_node(nodes, aten.permute.default, operands[0], [before.index(letter) for letter in after]))
         nodes.erase_node(node)
+    return with_nodes(graph, nodes)
+
+
+def slice_for_split(graph: Graph) -> Graph:
+    """split, chunk and unbind -> one slice (or select) per piece, so that every value of the graph is one tensor."""
+    nodes = copied_nodes(graph.module)
+    for node in list(nodes.nodes):
+        pieces = node.meta.get("val")
+        if node.op != "call_function" or not isinstance(pieces, list | tuple) or node.target not in _SPLITS:
+            continue
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        position = 1 if node.target is aten.unbind.int else 2
+        axis = int(node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0))  # type: ignore[call-overload]
+        sizes = [1 if node.target is aten.unbind.int else int(p.shape[axis]) for p in pieces]
+        for item in list(node.users):
+            index = int(item.args[1])  # type: ignore[arg-type]
+            with nodes.inserting_before(item):
+                if node.target is aten.unbind.int:
+                    piece = call_node(nodes, aten.select.int, source, axis, index)
+                else:
+                    start = sum(sizes[:index])
+                    piece = call_node(nodes, aten.slice.Tensor, source, axis, start, start + sizes[index])
+            item.replace_all_uses_with(piece)
+            nodes.erase_node(item)
+        nodes.erase_node(node)
+    return with_nodes(graph, nodes)
+
+
+_SPLITS = {aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int}
+
+
+def constant_shape_for_reshape(graph: Graph) -> Graph:
+    """reshape(x, [batch, 6, -1]) -> reshape(x, [-1, 6, 16]): with one unknown size the shape is a constant of the ONNX file."""
+    nodes = copied_nodes(graph.module)
+    for node in nodes.nodes:
+        if node.target is not aten.reshape.default:
+            continue
+        sizes = list(value(node).shape)
+        if sum(not isinstance(size, int) for size in sizes) == 1:
+            node.args = (node.args[0], [size if isinstance(size, int) else -1 for size in sizes])
     return with_nodes(graph, nodes)

@@ -1,0 +1,146 @@
+"""Graph -> ONNX, with weights streamed tensor by tensor into external data.
+
+The graph is exported while its weights are hollow; the initializers are then replaced by references into one data file, which is
+written by reading one weight at a time. Peak memory is the largest tensor, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as cleanup
+
+from dexport.errors import Failure
+from dexport.exporter.external_data import WeightFile
+from dexport.exporter.spellings import translations
+from dexport.passes.graph import BATCH, STEPS, Graph, Port, Weight
+
+_log = logging.getLogger(__name__)
+_EXAMPLE = {BATCH: 2, STEPS: 3}
+_INLINE_BYTES = 256  # shapes, scalars and the like stay inside the model file
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An emitted model: the file, its external data (None if it has none), and the interface."""
+
+    path: Path
+    weights: Path | None
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    weight_bytes: int
+
+
+def onnx_from_graph(graph: Graph, path: Path, *, opset: int, weights: WeightFile) -> OnnxFile:
+    """Writes `graph` to `path`; weights go into `weights`, which several graphs may share.
+
+    Raises:
+        Failure: an operation has no ONNX form, or a weight cannot be read.
+    """
+    model = _translated(graph, opset)
+    cleanup.IdentityEliminationPass()(model)
+    cleanup.CommonSubexpressionEliminationPass()(model)
+    named = _transposed_at_rest(model, graph.used_weights())
+    cleanup.RemoveUnusedNodesPass()(model)
+    total = _place_weights(model, named, weights, path)
+    _name_interface(model, graph)
+    model.producer_name, model.producer_version = "dexport", None
+    ir.save(model, path)
+    _log.debug("wrote %s: %d nodes, %d weight bytes", path.name, len(model.graph), total)
+    return OnnxFile(path, weights.path if total else None, graph.inputs, graph.outputs, total)
+
+
+def _translated(graph: Graph, opset: int) -> ir.Model:
+    symbols = {name: torch.export.Dim(name, min=1, max=4096) for name in (BATCH, STEPS)}
+    arguments = tuple(torch.ones([_EXAMPLE.get(str(d), d) for d in p.shape], dtype=p.dtype) for p in graph.inputs)  # type: ignore[misc]
+    shapes = tuple({i: symbols[str(d)] for i, d in enumerate(p.shape) if isinstance(d, str)} for p in graph.inputs)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(graph.module, arguments, dynamic_shapes=shapes, strict=False)
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=opset, optimize=False, verbose=False, custom_translation_table=translations()
+            )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        wanted = f"a graph with an ONNX form at opset {opset}"
+        raise Failure(graph.name, expected=wanted, got=reason, fix="run with --debug to see the operation") from error
+    assert exported is not None
+    return exported.model
+
+
+def _transposed_at_rest(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Transpose(weight) -> a weight that is stored transposed: runtimes have fast kernels for MatMul(x, stored) only.
+
+    Returns initializer name -> weight, transposed ones included.
+    """
+    named = {name: weights[name] for name in model.graph.initializers if name in weights}
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Transpose" and node.inputs else None
+        if source is None or source.name not in named:
+            continue
+        weight = named[str(source.name)]
+        order = tuple(node.attributes.get_ints("perm", tuple(reversed(range(len(weight.shape))))))
+        turned = _permuted(weight, order)
+        name = f"{source.name}.transposed"
+        if name not in model.graph.initializers:
+            hollow = _hollow(name, turned)
+            model.graph.initializers[name] = ir.Value(name=name, shape=hollow.shape, type=ir.TensorType(hollow.dtype), const_value=hollow)
+            named[name] = turned
+        node.outputs[0].replace_all_uses_with(model.graph.initializers[name])
+        model.graph.remove(node, safe=True)
+    return named
+
+
+def _permuted(weight: Weight, order: tuple[int, ...]) -> Weight:
+    load = weight.load
+    shape = tuple(weight.shape[i] for i in order)
+    return replace(weight, shape=shape, load=lambda: load().permute(order).contiguous(), origin=f"{weight.origin} permuted {order}")
+
+
+def _hollow(name: str, weight: Weight) -> ir.LazyTensor:
+    def refuse() -> ir.TensorProtocol:
+        raise Failure(name, expected="weights to be read only while the data file is written", got="a read before that", fix="report this")
+
+    return ir.LazyTensor(refuse, dtype=_ir_type(weight.dtype), shape=ir.Shape(weight.shape), name=name)
+
+
+def _ir_type(dtype: torch.dtype) -> ir.DataType:
+    return ir.DataType.from_numpy(torch.empty(0, dtype=dtype).numpy().dtype) if dtype is not torch.bfloat16 else ir.DataType.BFLOAT16
+
+
+def _place_weights(model: ir.Model, weights: Mapping[str, Weight], file: WeightFile, path: Path) -> int:
+    """Points every weight and every large constant at the data file, writing what is not there yet."""
+    total = 0
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
+            continue
+        weight = weights.get(name)
+        if weight is None:
+            constant = value.const_value
+            if constant is None or constant.nbytes <= _INLINE_BYTES:
+                continue
+            place = file.put_bytes(constant.tobytes())
+            dtype, shape = constant.dtype, constant.shape
+        else:
+            place = file.put(weight)
+            dtype, shape = _ir_type(weight.dtype), ir.Shape(weight.shape)
+        total += place.length
+        where = (file.path.name, place.offset, place.length)
+        value.const_value = ir.ExternalTensor(*where, dtype, shape=shape, name=name, base_dir=path.parent)
+    return total
+
+
+def _name_interface(model: ir.Model, graph: Graph) -> None:
+    for ports, values in ((graph.inputs, model.graph.inputs), (graph.outputs, model.graph.outputs)):
+        for port, value in zip(ports, values, strict=True):
+            value.name = port.name
+            value.shape = ir.Shape(port.shape)
+            value.type = ir.TensorType(_ir_type(port.dtype))

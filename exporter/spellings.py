@@ -1,0 +1,89 @@
+"""Spellings: how operations are written in ONNX so that the backends' compilers find their fast kernels.
+
+A spelling keeps the meaning of the captured operation exactly; only the form differs from what torch.onnx.export would write.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+
+Translations = Mapping[Callable[..., Any], Callable[..., Any]]
+
+
+def translations() -> Translations:
+    """ATen operation -> function that writes it, for torch.onnx.export."""
+    return {
+        torch.ops.aten.linear.default: linear,
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+        torch.ops.aten.slice.Tensor: slice_,
+        torch.ops.aten.silu.default: silu,
+    }
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """MatMul with the weight turned to [in, out], bias added after: never Gemm, which has no int8 form in ONNX Runtime."""
+    y = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
+    return y if bias is None else op.Add(y, bias)
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """MatMul, Softmax, MatMul on [B, heads, L, D], the query scaled first: the form that compilers know as attention.
+
+    A boolean mask becomes an additive one; a causal mask becomes a constant.
+    """
+    if enable_gqa:
+        raise NotImplementedError("grouped-query attention")
+    factor = 1.0 / math.sqrt(int(query.shape[-1])) if scale is None else scale
+    scores = op.MatMul(op.Mul(query, _scalar(factor, query)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if is_causal:
+        scores = op.Add(scores, _causal(int(query.shape[-2]), int(key.shape[-2]), query.dtype))
+    if attn_mask is not None:
+        if attn_mask.dtype == ir.DataType.BOOL:
+            attn_mask = op.Where(attn_mask, _scalar(0.0, query), _scalar(_lowest(query.dtype), query))
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _scalar(number: float, like: Any) -> Any:
+    return op.Constant(value=ir.tensor(number, dtype=like.dtype))
+
+
+def _lowest(dtype: ir.DataType) -> float:
+    return float(torch.finfo({ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}.get(dtype, torch.float32)).min)
+
+
+def _causal(rows: int, columns: int, dtype: ir.DataType) -> Any:
+    mask = torch.full((rows, columns), _lowest(dtype)).triu(1).tolist()
+    return op.Constant(value=ir.tensor(mask, dtype=dtype))
+
+
+def slice_(x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
+    """Slice with constant bounds."""
+    return op.Slice(x, _ints([start or 0]), _ints([_LAST if end is None else end]), _ints([dim]), _ints([step]))
+
+
+_LAST = 2**63 - 1
+
+
+def _ints(values: Sequence[int]) -> Any:
+    return op.Constant(value_ints=list(values))
+
+
+def silu(x: Any) -> Any:
+    """x * sigmoid(x)."""
+    return op.Mul(x, op.Sigmoid(x))
