@@ -1,0 +1,316 @@
+"""The manifest of a bundle: what `manifest.json` says, as frozen dataclasses, checked against its JSON Schema.
+
+The fields of the dataclasses are the keys of the JSON, one to one. `manifest_from_json` trusts nothing: after it, every
+path is a plain relative one, every file that is named anywhere is listed in `files` with its hash and size, and no two
+paths can become one on any file system. Writer and reader share it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import jsonschema
+
+from dexport.errors import UserError
+from dexport.runtime.strict_json import parse_json, shown
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 4 << 20  # parsed, at most some 100 MB; real ones have a few hundred kilobytes
+NATIVE_FORMATS = frozenset({"tensorrt", "tensorrt-rtx"})
+NATIVE_SUFFIXES = (".so", ".dll", ".dylib", ".plan", ".engine", ".cubin", ".ptx", ".cu")
+
+_REBUILD = "get the bundle again or rebuild it"
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Where the bundle comes from: pipeline class, the name it was given by, one sha256 over the model's files."""
+
+    class_name: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """One input or output of a component; a dimension is a number or a symbol such as "batch" or "rows"."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One compiled form of a component.
+
+    Attributes:
+        size: [height, width] in pixels it is made for, None where the component does not depend on it.
+        artifact: the file a backend loads first; one of `files`.
+        format: "openvino", "onnx", "tensorrt-rtx", "tensorrt" or "tensorrt-kit".
+        files: every file the backend needs, the artifact included.
+        native: machine code is inside, which only runs when the user trusts it.
+        kernels: number of kernels by kind, as the compiler chose them.
+        profiles: ranges of the symbolic dimensions.
+    """
+
+    size: tuple[int, int] | None
+    artifact: str
+    format: str
+    files: tuple[str, ...]
+    native: bool = False
+    kernels: JsonObject | None = None
+    profiles: JsonObject | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One network of the pipeline; `islands` names what stays in float32, `note` is for `dexport inspect`."""
+
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    variants: tuple[Variant, ...]
+    parameters: int
+    weight_bytes: int
+    precision: str
+    islands: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramEntry:
+    """One sampling program and the request it answers."""
+
+    file: str
+    tables: str | None
+    scheduler: str
+    steps: int
+    size: tuple[int, int]
+    start_step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """What a file of the bundle must be."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Inputs and expected outputs (safetensors) of one component, or of the whole where `component` is "pipeline"."""
+
+    inputs: str
+    outputs: str
+    component: str
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The whole manifest. `text`, `config`, `hoisting`, `recipe` and `quality` stay plain JSON objects."""
+
+    schema: int = SCHEMA
+    dexport: str
+    created: str
+    model: Model
+    family: str
+    target: str
+    backend: str
+    precision: str
+    recipe: JsonObject | None = None
+    config: JsonObject
+    components: dict[str, Component]
+    text: tuple[JsonObject, ...] = ()
+    sizes: tuple[tuple[int, int], ...]
+    frames: int | None = None
+    programs: tuple[ProgramEntry, ...] = ()
+    hoisting: JsonObject = field(default_factory=dict)
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    golden: tuple[Golden, ...] = ()
+    quality: JsonObject | None = None
+    report: str | None = None
+
+    def digest(self) -> str:
+        """sha256 (hexadecimal) of everything but the time of creation: the same content has the same digest."""
+        document = dataclasses.asdict(self)
+        del document["created"]
+        return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def native_files(self) -> frozenset[str]:
+        """Paths that hold machine code, by what they are rather than by what the manifest says of them alone."""
+        of_variants = {
+            path for component in self.components.values() for variant in component.variants if variant.native for path in variant.files
+        }
+        return frozenset(of_variants | {path for path in self.files if path.lower().endswith(NATIVE_SUFFIXES)})
+
+
+def manifest_to_json(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`; what the schema or the cross-checks refuse is refused here too."""
+    data = (json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    manifest_from_json(data, MANIFEST_NAME)
+    return data
+
+
+def manifest_from_json(data: bytes, where: str) -> Manifest:
+    """Reads a manifest from its bytes.
+
+    Args:
+        data: content of `manifest.json`, from anywhere.
+        where: what to call it in errors.
+
+    Raises:
+        UserError: not JSON, not this schema, a newer schema, or paths and names that do not fit together.
+    """
+    document = parse_json(data, where, max_bytes=MAX_MANIFEST_BYTES)
+    _check_version(document, where)
+    error = next(_validator().iter_errors(document), None)
+    if error is not None:
+        raise _schema_error(error, where)
+    manifest = _manifest(document)
+    check_collisions([*manifest.files, MANIFEST_NAME], where)
+    _check_references(manifest, where)
+    return manifest
+
+
+def check_path(path: str, where: str) -> str:
+    """Returns `path` if it is a plain relative path by the schema's rule, else raises UserError."""
+    rule = _schema()["$defs"]["path"]
+    if not jsonschema.Draft202012Validator(rule).is_valid(path):
+        raise UserError(where, expected=rule["description"], got=repr(shown(path)), fix=_REBUILD)
+    return path
+
+
+def check_collisions(paths: Iterable[str], where: str) -> None:
+    """Refuses paths that are one and the same where case does not count, and files that are also folders."""
+    spelling: dict[str, str] = {}
+    for path in sorted(paths):
+        parts = path.split("/")
+        for end in range(1, len(parts) + 1):
+            prefix = "/".join(parts[:end])
+            kind = prefix if end == len(parts) else prefix + "/"
+            other = spelling.setdefault(prefix.casefold(), kind)
+            if other != kind:
+                got = f"{shown(other)!r} and {shown(kind)!r}"
+                raise UserError(where, expected="file names that differ by more than case", got=got, fix=_REBUILD)
+
+
+@functools.cache
+def _schema() -> JsonObject:
+    text = resources.files("dexport.runtime").joinpath("schemas/manifest.schema.json").read_text(encoding="utf-8")
+    schema: JsonObject = json.loads(text)
+    return schema
+
+
+@functools.cache
+def _validator() -> Any:
+    """The schema's validator; unlike the standard, 1.0 is no integer here, so that none has to be converted."""
+    checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    extend: Any = jsonschema.validators.extend
+    return extend(jsonschema.Draft202012Validator, type_checker=checker)(_schema())
+
+
+def _check_version(document: Any, where: str) -> None:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        writer = shown(document.get("dexport", "of an unknown version"), 40)
+        raise UserError(
+            where,
+            expected=f"bundle schema {SCHEMA} or older",
+            got=f"schema {schema}, written by dexport {writer}",
+            fix=f"install dexport {writer} or newer to read it",
+        )
+
+
+def _schema_error(error: Any, where: str) -> UserError:
+    place = ".".join(shown(str(part), 60) for part in error.absolute_path)
+    got = shown(error.instance) if not isinstance(error.instance, str) else repr(shown(error.instance))
+    rule, value = error.validator, error.validator_value
+    expected = error.schema.get("description", f"{rule} {value}")
+    if rule == "required":
+        expected, got = f"the key {next(key for key in value if key not in error.instance)!r}", "none"
+    elif rule == "additionalProperties":
+        known = error.schema["properties"]
+        got = f"the key {shown(next(key for key in error.instance if key not in known))!r}"
+        expected = f"only the keys {', '.join(known)}"
+    elif rule == "enum":
+        expected = f"one of {', '.join(map(str, value))}"
+    elif rule == "type":
+        expected = error.schema.get("description", f"JSON of type {value if isinstance(value, str) else ' or '.join(value)}")
+    return UserError(f"{where}: {place}" if place else where, expected=expected, got=got, fix=_REBUILD)
+
+
+def _check_references(manifest: Manifest, where: str) -> None:
+    """Every path that is named is a file of the bundle, and the parts of a variant agree with each other."""
+    named: list[tuple[str, str | None]] = [("report", manifest.report)]
+    for name, component in manifest.components.items():
+        for index, variant in enumerate(component.variants):
+            place = f"components.{name}.variants.{index}"
+            named += [(place, path) for path in variant.files]
+            if variant.artifact not in variant.files:
+                _refuse(where, place, f"the artifact {variant.artifact!r} among its files", f"{len(variant.files)} other files")
+            if not variant.native and variant.format in NATIVE_FORMATS:
+                _refuse(where, place, f"native true for the format {variant.format}", "native false")
+    for index, program in enumerate(manifest.programs):
+        named += [(f"programs.{index}", path) for path in (program.file, program.tables)]
+    for index, golden in enumerate(manifest.golden):
+        named += [(f"golden.{index}", path) for path in (golden.inputs, golden.outputs)]
+        if golden.component != "pipeline" and golden.component not in manifest.components:
+            _refuse(where, f"golden.{index}", "the name of a component or 'pipeline'", repr(golden.component))
+    named += [(f"text.{index}", entry["tokenizer"]) for index, entry in enumerate(manifest.text)]
+    for place, path in named:
+        if path is not None and path not in manifest.files:
+            _refuse(where, place, f"{path!r} listed under files", f"{len(manifest.files)} other files")
+
+
+def _refuse(where: str, place: str, expected: str, got: str) -> None:
+    raise UserError(f"{where}: {place}", expected=expected, got=got, fix=_REBUILD)
+
+
+def _manifest(document: JsonObject) -> Manifest:
+    return Manifest(
+        **{
+            **document,
+            "model": Model(**document["model"]),
+            "components": {name: _component(entry) for name, entry in document["components"].items()},
+            "text": tuple(document["text"]),
+            "sizes": tuple(_size(size) for size in document["sizes"]),
+            "programs": tuple(ProgramEntry(**{**entry, "size": _size(entry["size"])}) for entry in document["programs"]),
+            "files": {path: FileEntry(**entry) for path, entry in document["files"].items()},
+            "golden": tuple(Golden(**entry) for entry in document["golden"]),
+        }
+    )
+
+
+def _component(entry: JsonObject) -> Component:
+    return Component(
+        **{
+            **entry,
+            "inputs": _ports(entry["inputs"]),
+            "outputs": _ports(entry["outputs"]),
+            "variants": tuple(
+                Variant(**{**variant, "size": variant["size"] and _size(variant["size"]), "files": tuple(variant["files"])})
+                for variant in entry["variants"]
+            ),
+            "islands": tuple(entry["islands"]),
+        }
+    )
+
+
+def _ports(entries: Mapping[str, JsonObject]) -> dict[str, Port]:
+    return {name: Port(dtype=entry["dtype"], shape=tuple(entry["shape"])) for name, entry in entries.items()}
+
+
+def _size(size: Iterable[int]) -> tuple[int, int]:
+    height, width = size
+    return height, width
