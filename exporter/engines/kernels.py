@@ -23,7 +23,8 @@ How a kernel is recognised:
 - *convolution*: ``corrltn`` (its name for convolution) and ``deconvolution``, also inside fusions.
 - *conversion*: a ``copy``, or a function that only casts, transposes, reshapes or moves (``__myl_TranReshMove``): work that
   a better spelling might save.
-- *other*: pointwise, normalisation, reduction, and whatever is unknown. Control flow and checks are not kernels.
+- *other*: pointwise, normalisation, reduction, and whatever is unknown. Control flow, checks and signals between
+  streams are not kernels.
 - *unfused attention*: a GEMM whose result passes through a kernel with an exponential into another GEMM. The scores
   (sequence x sequence) then go through memory. A suspicion, because an exponential between GEMMs can have other reasons.
 """
@@ -319,7 +320,8 @@ def _programs(texts: Iterator[str]) -> list[Program]:
 
 
 def _program(graph: _Graph, bodies: Sequence[_Graph]) -> Program:
-    work = [i for i in graph.instructions if i.kind not in _NO_KERNELS]
+    # What reads and writes nothing is a signal between streams.
+    work = [i for i in graph.instructions if i.kind not in _NO_KERNELS and (i.inputs or i.outputs)]
     kernels = tuple(_kernel(i, graph, bodies) for i in work)
     return Program(graph.accelerators, kernels, _unfused(graph, work, kernels))
 
