@@ -1,0 +1,134 @@
+"""Train the denoiser and the text encoder together on latents of pictures. Resumes where it was killed.
+
+``python train.py WORK_DIR --steps 9000`` needs ``WORK_DIR/vae`` from ``train_vae.py``; ``WORK_DIR/pipeline`` is the result.
+"""
+
+import argparse
+import copy
+import time
+from pathlib import Path
+
+import checkpoint
+import model
+import pictures
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+PICTURES = 48_000
+BATCH = 64
+PEAK_RATE = 1.5e-3
+WARM_UP = 200
+EMA_DECAY = 0.998
+# Share of prompts replaced by the empty one, for classifier-free guidance.
+EMPTY_SHARE = 0.1
+
+
+class Denoiser(nn.Module):
+    """Text encoder and transformer as one trainable module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text_encoder = model.new_text_encoder(len(model.new_tokenizer()))
+        self.transformer = model.new_transformer()
+
+    def forward(self, latents: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Predict v for latents [n, 4, 16, 16], training steps [n] and token ids [n, words]."""
+        mask = (tokens != 0).float()
+        text = self.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        conditions = {"resolution": None, "aspect_ratio": None}
+        return self.transformer(
+            latents, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=steps, added_cond_kwargs=conditions
+        ).sample
+
+
+def tokenise(prompts: list[str]) -> torch.Tensor:
+    """Return token ids, [n, TEXT_TOKENS]."""
+    return model.new_tokenizer()(prompts, padding="max_length", max_length=model.TEXT_TOKENS, return_tensors="pt").input_ids
+
+
+@torch.no_grad()
+def cached_latents(work_dir: Path, count: int) -> dict[str, torch.Tensor]:
+    """Draw and encode the training pictures once: latents float16 [count, 4, 16, 16], tokens [count, TEXT_TOKENS]."""
+    path = work_dir / f"latents-{count}.pt"
+    found = checkpoint.load(path)
+    if found:
+        return found
+    vae = AutoencoderKL.from_pretrained(work_dir / "vae").eval()
+    latents, prompts = [], []
+    for start in range(0, count, 100):
+        texts, images = pictures.batch(100, f"latents {start}")
+        latents.append(vae.encode(images).latent_dist.mean.half())
+        prompts += texts
+    cache = {"latents": torch.cat(latents), "tokens": tokenise(prompts)}
+    checkpoint.save(path, cache)
+    return cache
+
+
+def step_loss(denoiser: nn.Module, cache: dict[str, torch.Tensor], alphas: torch.Tensor, step: int) -> torch.Tensor:
+    """Mean squared error of the v-prediction (Salimans and Ho 2022, appendix D) on the batch that belongs to ``step``."""
+    draw = torch.Generator().manual_seed(step)
+    rows = torch.randint(len(cache["latents"]), (BATCH,), generator=draw)
+    clean, tokens = cache["latents"][rows].float(), cache["tokens"][rows]
+    tokens[torch.rand(BATCH, generator=draw) < EMPTY_SHARE] = tokenise([""])
+    # One timestep from each of BATCH equal intervals: less variance than independent draws.
+    times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) * (len(alphas) / BATCH)).long()
+    noise = torch.randn(clean.shape, generator=draw)
+    signal, sigma = alphas[times].sqrt()[:, None, None, None], (1 - alphas[times]).sqrt()[:, None, None, None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predicted = denoiser(signal * clean + sigma * noise, times, tokens)
+    return (predicted.float() - (signal * noise - sigma * clean)).square().mean()
+
+
+def export(work_dir: Path, averaged: Denoiser) -> None:
+    """Write the pipeline with averaged weights in float16."""
+    vae = AutoencoderKL.from_pretrained(work_dir / "vae")
+    parts = copy.deepcopy(averaged)
+    model.assemble(vae, parts.text_encoder, parts.transformer).to(torch.float16).save_pretrained(work_dir / "pipeline")
+
+
+def train(work_dir: Path, steps: int, every: int) -> None:
+    """Train up to ``steps``; every ``every`` steps write a checkpoint and the pipeline."""
+    torch.manual_seed(0)
+    denoiser = Denoiser()
+    averaged = copy.deepcopy(denoiser).requires_grad_(False)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    state = checkpoint.load(work_dir / "denoiser.state")
+    first = 0
+    if state:
+        denoiser.load_state_dict(state["denoiser"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    cache = cached_latents(work_dir, PICTURES)
+    alphas = model.new_scheduler().alphas_cumprod
+    started, losses = time.monotonic(), []
+    for step in range(first, steps):
+        optimizer.param_groups[0]["lr"] = checkpoint.learning_rate(step, steps, PEAK_RATE, WARM_UP)
+        loss = step_loss(denoiser, cache, alphas, step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        optimizer.step()
+        decay = min(EMA_DECAY, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(averaged.parameters()), list(denoiser.parameters()), 1 - decay)
+        losses.append(float(loss.detach()))
+        if (step + 1) % 50 == 0:
+            rate = (time.monotonic() - started) / (step + 1 - first)
+            print(f"step {step + 1} loss {sum(losses) / len(losses):.5f} {rate:.3f} s/step", flush=True)
+            losses.clear()
+        if (step + 1) % every == 0 or step + 1 == steps:
+            weights = {"denoiser": denoiser.state_dict(), "averaged": averaged.state_dict()}
+            checkpoint.save(work_dir / "denoiser.state", {**weights, "optimizer": optimizer.state_dict(), "step": step + 1})
+            export(work_dir, averaged)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work_dir", type=Path)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(arguments.work_dir, arguments.steps, arguments.every)
