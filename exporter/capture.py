@@ -48,7 +48,9 @@ def capture(
     Raises:
         Failure: torch.export cannot trace the module; the first line of its reason is given.
     """
-    batch = torch.export.Dim(BATCH, min=1, max=1024)
+    # Not a named Dim with a range: libraries branch on large batches for speed (diffusers' upsampling at 64 rows), and a guard that narrows
+    # the range would be refused. DYNAMIC still refuses a batch that the model fixes to one number.
+    batch = torch.export.Dim.DYNAMIC
     shapes = tuple({i: batch for i, d in enumerate(item.shape) if d == BATCH} or None for item in inputs)
     try:
         with warnings.catch_warnings(), torch.no_grad():
