@@ -1,0 +1,123 @@
+"""The options of a build: one frozen value, from flags, a YAML file or Python alike; saved in the bundle as its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dexport.errors import UserError
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        model: a diffusers pipeline directory or a hub id.
+        target: a target id, such as "cpu", "rtx-4090" or "jetson-orin@jetpack-6.2".
+        precision: "fp32", "fp16" or "bf16"; None takes the target's default.
+        sizes: (height, width) in pixels; empty takes the pipeline's default.
+        steps: numbers of sampling steps, one program each; empty takes the pipeline's default.
+        scheduler: a diffusers scheduler class by name; None takes the pipeline's own.
+        guidance: default guidance scale; None takes the pipeline's default.
+        guidance_interval: first and last fraction of the steps between which guidance is on.
+        guidance_batching: run the unconditional and the conditional rows in one call, or in turn with half the activation memory.
+        batch: most pictures made in one run.
+        frames: frames of a video; None takes the pipeline's default.
+        loras: LoRA files merged into the weights, as "FILE" or "FILE:SCALE".
+        golden: "auto" adds golden inputs and outputs where the model fits into memory, "none" leaves them out.
+    """
+
+    model: str
+    target: str
+    precision: str | None = None
+    sizes: tuple[Size, ...] = ()
+    steps: tuple[int, ...] = ()
+    scheduler: str | None = None
+    guidance: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_batching: bool = True
+    batch: int = 1
+    frames: int | None = None
+    loras: tuple[str, ...] = ()
+    golden: str = "auto"
+
+    def __post_init__(self) -> None:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise UserError("guidance_interval", expected="two fractions with 0 <= first <= last <= 1", got=f"{low}, {high}", fix="give 0,1 for all steps")
+        if self.golden not in ("auto", "none"):
+            raise UserError("golden", expected="auto or none", got=self.golden, fix="choose one of them")
+        if self.batch < 1:
+            raise UserError("batch", expected="at least 1", got=str(self.batch), fix="give the most pictures of one run")
+        if any(s < 1 for s in self.steps):
+            raise UserError("steps", expected="positive numbers", got=str(list(self.steps)), fix="give for example 20")
+
+    def to_config(self) -> dict[str, Any]:
+        """The options as plain JSON, as `options_from` reads them."""
+        return dataclasses.asdict(self) | {"sizes": [f"{h}x{w}" for h, w in self.sizes], "guidance_interval": list(self.guidance_interval)}
+
+
+def parse_size(text: str) -> Size:
+    """Reads "HxW".
+
+    Raises:
+        UserError: it is not two positive numbers.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    if match is None or 0 in (int(match[1]), int(match[2])):
+        raise UserError("size", expected="HEIGHTxWIDTH in pixels, such as 512x768", got=repr(text), fix="write it that way")
+    return int(match[1]), int(match[2])
+
+
+def options_from(values: Mapping[str, Any], where: str) -> BuildOptions:
+    """Options from a mapping (a YAML file, --set); `where` names its origin in errors.
+
+    Raises:
+        UserError: an unknown key, with the nearest known ones, or a value of the wrong type.
+    """
+    known = {field.name for field in dataclasses.fields(BuildOptions)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 3) or sorted(known)
+            raise UserError(where, expected=f"one of the options {', '.join(near)}", got=repr(key), fix="correct the key")
+    missing = {"model", "target"} - set(values)
+    if missing:
+        raise UserError(where, expected=f"the option {sorted(missing)[0]}", got="none", fix="give it")
+    return BuildOptions(**{key: _converted(key, value, where) for key, value in values.items()})
+
+
+def _converted(key: str, value: Any, where: str) -> Any:
+    try:
+        if value is None:
+            return None
+        match key:
+            case "sizes":
+                return tuple(parse_size(str(v)) for v in _list(value))
+            case "steps":
+                return tuple(int(v) for v in _list(value))
+            case "loras":
+                return tuple(str(v) for v in _list(value))
+            case "guidance_interval":
+                low, high = (float(v) for v in _list(value))
+                return low, high
+            case "guidance_batching":
+                return value if isinstance(value, bool) else {"true": True, "on": True, "false": False, "off": False}[str(value).lower()]
+            case "batch" | "frames":
+                return int(value)
+            case "guidance":
+                return float(value)
+            case _:
+                return str(value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{where}: {key}", expected="a value of its kind (see `dexport build --help`)", got=repr(value), fix="correct it") from error
+
+
+def _list(value: Any) -> list[Any]:
+    return value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,62 @@
+"""ONNX Runtime on the CPU or on CUDA: runs ONNX files with external data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dexport.errors import Failure, UserError
+
+Array = npt.NDArray[Any]
+_PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntimeEngine:
+    """One component: input name -> array in, output name -> array out.
+
+    Args:
+        path: the ONNX file; its external data lies beside it.
+        backend: "onnxruntime-cpu" or "onnxruntime-cuda".
+        name: for errors.
+    """
+
+    def __init__(self, path: Path, backend: str, name: str) -> None:
+        runtime = _onnxruntime(backend)
+        provider = _PROVIDERS[backend]
+        available = runtime.get_available_providers()
+        if provider not in available:
+            fix = "pip install 'dexport[onnxruntime-gpu]' on a machine with an NVIDIA driver"
+            raise UserError(name, expected=provider, got=f"only {', '.join(available)}", fix=fix)
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        if threads := os.environ.get("DEXPORT_THREADS"):
+            options.intra_op_num_threads = int(threads)
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise Failure(name, expected="a model that ONNX Runtime loads", got=reason, fix="rebuild the bundle") from error
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the component; the arrays that it returns belong to the caller."""
+        contiguous = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        return dict(zip(self._outputs, self._session.run(self._outputs, contiguous)))
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+
+def _onnxruntime(backend: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        extra = "onnxruntime" if backend == "onnxruntime-cpu" else "onnxruntime-gpu"
+        raise UserError(f"backend {backend}", expected="onnxruntime", got="it is not installed", fix=f"pip install 'dexport[{extra}]'") from error
+    return onnxruntime

@@ -1,0 +1,88 @@
+"""OpenVINO on the CPU: runs IR whose weights stay mapped from the bundle until the plugin has packed them.
+
+The plugin is fastest with static shapes, so a model is compiled for each combination of input shapes that is asked for, once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dexport.errors import Failure, UserError
+
+Array = npt.NDArray[Any]
+_PRECISIONS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}  # fp16 is a storage format on CPUs: they compute it in fp32
+
+
+class OpenVinoEngine:
+    """One component: input name -> array in, output name -> array out.
+
+    Args:
+        xml: the topology, as bytes.
+        weights: uint8, mapped; must stay valid as long as the engine lives.
+        precision: of the bundle ("fp32", "fp16", "bf16"). It is always handed to OpenVINO, which would silently choose bf16 otherwise.
+        cache: folder for compiled models, or None.
+        name: for errors.
+    """
+
+    def __init__(self, xml: bytes, weights: Array, precision: str, cache: Path | None, name: str) -> None:
+        openvino = _openvino()
+        self._name = name
+        self._weights = weights
+        self._core = openvino.Core()
+        self._properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+        }
+        if cache is not None:
+            self._properties["CACHE_DIR"] = str(cache)
+        if threads := os.environ.get("DEXPORT_THREADS"):
+            self._properties["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._model = self._core.read_model(xml, openvino.Tensor(weights))
+        except Exception as error:
+            raise Failure(name, expected="an OpenVINO model", got=_reason(error), fix="rebuild the bundle") from error
+        self._outputs = [output.get_any_name() for output in self._model.outputs]
+        self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the component; the arrays that it returns belong to the caller."""
+        request = self._request(inputs)
+        results = request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        return {name: np.asarray(results[name]) for name in self._outputs}
+
+    def _request(self, inputs: Mapping[str, Array]) -> Any:
+        key = tuple(inputs[name].shape for name in sorted(inputs))
+        if key not in self._compiled:
+            try:
+                model = self._model.clone()
+                model.reshape({name: list(array.shape) for name, array in inputs.items()})
+                self._compiled[key] = self._core.compile_model(model, "CPU", self._properties).create_infer_request()
+            except Exception as error:
+                shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+                raise Failure(self._name, expected=f"OpenVINO to compile {shapes}", got=_reason(error), fix="rebuild the bundle") from error
+        return self._compiled[key]
+
+    def close(self) -> None:
+        """Frees the compiled models."""
+        self._compiled.clear()
+        self._model = None
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        fix = "pip install 'dexport[openvino]'"
+        raise UserError("backend openvino", expected="the openvino package", got="it is not installed", fix=fix) from error
+    return openvino
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
