@@ -50,7 +50,7 @@ def report(prompts: list[str], pictures: Iterable[np.ndarray]) -> dict[str, Any]
         attributes = detector.attributes(grammar.parse(prompt), detector.detect(picture))
         scores.append(sum(attributes.values()) / len(attributes))
         right.update(name for name, value in attributes.items() if value)
-        named.update(attributes)
+        named.update(attributes.keys())
     rng = np.random.default_rng(0)
     means = np.array(scores)[rng.integers(len(scores), size=(RESAMPLES, len(scores)))].mean(axis=1)
     return {
