@@ -30,8 +30,8 @@ def _linear(name: str, x: str, y: str, *, quantized: str | None) -> str:
     """A MatMul with bias; `quantized` names the activation scale of an INT8 spelling (weight int8 with DQ)."""
     if quantized is None:
         return f"{y}_0 = MatMul({x}, {name}_w)\n{y} = Add({y}_0, {name}_b)\n"
-    return f"""{y}_q = QuantizeLinear({x}, {quantized}, zero)
-        {y}_x = DequantizeLinear({y}_q, {quantized}, zero)
+    return f"""{y}_q = QuantizeLinear({x}, {quantized}, point)
+        {y}_x = DequantizeLinear({y}_q, {quantized}, point)
         {y}_w = DequantizeLinear<axis=1>({name}_i, {name}_s, {name}_z)
         {y}_0 = MatMul({y}_x, {y}_w)
         {y} = Add({y}_0, {name}_b)
@@ -54,7 +54,7 @@ def block(path: Path, *, batch: str = "2", quantized: str | None = None) -> Path
         "flat": np.array([0, TOKENS, WIDTH]),
         "root": np.array((WIDTH // HEADS) ** -0.25, np.float16),
         "scale": np.array(0.02, np.float16),
-        "zero": np.array(0, np.int8),
+        "point": np.array(0, np.int8),
     }
     for name, wide, tall in [("q", 1, 1), ("k", 1, 1), ("v", 1, 1), ("o", 1, 1), ("up", 1, 4), ("down", 4, 1)]:
         weight = _weights(wide * WIDTH, tall * WIDTH)

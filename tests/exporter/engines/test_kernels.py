@@ -9,9 +9,8 @@ from dexport.exporter.engines.kernels import KernelCounts, KernelSummary, read_k
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx (pip install 'dexport[rtx]')")
 
-from rtx_models import HEADS, TOKENS, block, write
-
 from dexport.exporter.engines.tensorrt_rtx import build_engine
+from tests.exporter.engines.rtx_models import HEADS, TOKENS, block, write
 
 
 def counts(folder: Path, graph: str, *, sm: tuple[int, ...] = (89,), tf32: bool = False) -> KernelCounts:

@@ -9,9 +9,8 @@ from dexport.errors import Failure, UserError
 
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx (pip install 'dexport[rtx]')")
 
-from rtx_models import TOKENS, WIDTH, block, write
-
 from dexport.exporter.engines.tensorrt_rtx import Profile, build_engine
+from tests.exporter.engines.rtx_models import TOKENS, WIDTH, block, write
 
 
 def shape(batch: int) -> tuple[int, ...]:
