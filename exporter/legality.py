@@ -149,7 +149,7 @@ def _within(graph: GraphProto, outer: _Context) -> _Context:
     derived = (set(outer.derived) - hidden) | set(constants)
     for node in graph.node:
         if node.op_type == "Constant":
-            tensor = _constant_tensor(node.attribute[0])
+            tensor = _constant_tensor(node.attribute[0]) if node.attribute else None
             if tensor is not None:
                 constants[node.output[0]] = tensor
             derived.update(node.output)

@@ -156,7 +156,7 @@ _NANO_4_SUPER = (_uncapped("MAXN_SUPER", 2, 4, 1.02, 51.2), _capped("25W", 1, 4,
 _T5000_MODES = (PowerMode("MAXN", 0, 20, 1.575, 273.0, Source(f"{_THOR_QUERY.text}; clock from the data sheet's peak", "computed")),)
 _T4000_MODES = (PowerMode("MAXN", 0, 12, 1.53, 273.0, _SHEET),)
 _AGX_XAVIER = (PowerMode("MAXN", 0, 8, 1.377, 136.5, _SHEET),)
-_NX_XAVIER = (PowerMode("MODE_20W_6CORE", 8, 6, 1.1, 59.7, _SHEET),)
+_NX_XAVIER = (PowerMode("20W_6CORE", 8, 6, 1.1, 59.7, _SHEET),)
 
 MODULES: tuple[Module, ...] = (
     Module("jetson-orin", "Jetson AGX Orin 64GB", 87, ORIN, 64, 4, _ORIN_AGX, _AGX_64, l2_source=_BRIEF),

@@ -16,7 +16,7 @@ class PowerMode:
     """One nvpmodel setting of a Jetson, and what the GPU is in it.
 
     Attributes:
-        name: as ``nvpmodel -q`` prints it.
+        name: as ``nvpmodel -q`` prints it, without the ``MODE_`` that some releases put before it.
         number: for ``nvpmodel -m``.
         sm_count: SMs that are not power-gated.
         clock_ghz: highest GPU clock.

@@ -1,0 +1,214 @@
+"""Writes the build kit of a Jetson: what turns a bundle's ONNX files into TensorRT engines on the device itself.
+
+TensorRT chooses kernels by timing them, so an engine is built on the very kind of board that runs it, with the board's own
+TensorRT; there is no cross-compilation. A kit is a folder ``kit/`` inside the bundle with ``build.sh`` (exact trtexec
+commands, resumable), ``check.sh`` (is this the right machine, and is there room?), ``README.md`` for the person at the
+device, and ``plugins/`` when there are plugin sources to compile.
+
+What was executed and what was not: every trtexec flag used here was read in samples/common/sampleOptions.cpp of TensorRT
+10.3, 10.13, 10.16 and 11.1 (all of them have all; 11 accepts ``--stronglyTyped`` as a no-op), and the shape rules below in
+sampleEngines.cpp of 10.3. The scripts run in the tests against a stand-in for trtexec; they have not run on a Jetson.
+"""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import onnx
+
+from dexport.errors import Failure
+from dexport.exporter.engines import jetson_scripts as scripts
+from dexport.exporter.legality import Problem, check_onnx_for_tensorrt
+from dexport.targets.target import Target
+
+KIT_FOLDER = "kit"
+ENGINE_FOLDER = "engines"
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_INPUT_NAME = re.compile(r"[A-Za-z0-9_./:-]+")  # trtexec splits shapes at commas and quotes, and expands asterisks
+_PLUGIN_SUFFIXES = (".cu", ".cpp", ".cuh", ".h")
+_WORKSPACE_SHARE = 0.25
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """Smallest, usual and largest shape of one input of a profile; TensorRT tunes for the usual one."""
+
+    name: str
+    smallest: tuple[int, ...]
+    usual: tuple[int, ...]
+    largest: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KitComponent:
+    """One ONNX file that becomes one engine.
+
+    Attributes:
+        name: of the engine file, without suffix.
+        onnx: path of the model inside the bundle, with forward slashes.
+        profiles: optimization profiles in the order of their index; each has a range for every input with an unknown size.
+            Empty for a model whose sizes are all fixed.
+        weight_bytes: size of its weights, for the checks of memory and disk.
+    """
+
+    name: str
+    onnx: str
+    profiles: tuple[tuple[InputRange, ...], ...]
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class KitPlugins:
+    """Sources of plugins, compiled on the device into one library.
+
+    Attributes:
+        sources: .cu, .cpp, .cuh and .h files; their names must differ.
+        operators: names of the ONNX operators they provide.
+    """
+
+    sources: tuple[Path, ...]
+    operators: tuple[str, ...]
+
+
+def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, *, plugins: KitPlugins | None = None) -> tuple[str, ...]:
+    """Writes ``kit/`` into a bundle folder that already holds the ONNX files.
+
+    Args:
+        bundle: the folder; paths in `components` are relative to it.
+        components: in the order in which to build.
+        target: a Jetson.
+        plugins: what the models need besides ONNX operators.
+
+    Returns:
+        Paths of the files written, relative to `bundle`, sorted.
+
+    Raises:
+        UserError: if dexport does not build for this target.
+        Failure: if a model is not legal for the target's TensorRT, a profile does not fit its model, or a name cannot be
+            handed to trtexec.
+    """
+    target.require_buildable()
+    if target.tensorrt is None or target.jetpack is None:
+        raise Failure(f"target {target.id}", expected="a Jetson", got=target.backend, fix="build engines with the backend of this target")
+    operators = plugins.operators if plugins else ()
+    for component in components:
+        _check_component(bundle, component, target, operators)
+    kit = bundle / KIT_FOLDER
+    kit.mkdir(parents=True, exist_ok=True)
+    written = _copy_plugins(kit, plugins) if plugins else []
+    commands = [scripts.Engine(item.name, item.onnx, trtexec_flags(item, target, plugins=plugins is not None)) for item in components]
+    texts = {
+        "build.sh": scripts.build_script(commands, sm=_nvcc_architecture(target), plugins=plugins is not None),
+        "check.sh": scripts.check_script(target, [item.weight_bytes for item in components]),
+        "README.md": scripts.readme(target, commands, plugins=plugins is not None),
+    }
+    for name, text in texts.items():
+        path = kit / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o755 if name.endswith(".sh") else 0o644)
+        written.append(path)
+    return tuple(sorted(path.relative_to(bundle).as_posix() for path in written))
+
+
+def trtexec_flags(component: KitComponent, target: Target, *, plugins: bool = False) -> tuple[str, ...]:
+    """The part of the trtexec command that depends on the model: everything but the names of files.
+
+    A profile's three shape flags directly follow its ``--profile`` flag, because trtexec assigns them by position.
+    """
+    flags = ["--stronglyTyped", "--skipInference", "--profilingVerbosity=detailed"]
+    if target.memory_available_gib is not None:
+        flags.append(f"--memPoolSize=workspace:{int(target.memory_available_gib * 1024 * _WORKSPACE_SHARE)}M")
+    if plugins:
+        flags.append("--staticPlugins=kit/plugins/libdexport_plugins.so")
+    for index, profile in enumerate(component.profiles):
+        flags.append(f"--profile={index}")
+        flags.append("--minShapes=" + ",".join(_shape(item.name, item.smallest) for item in profile))
+        flags.append("--optShapes=" + ",".join(_shape(item.name, item.usual) for item in profile))
+        flags.append("--maxShapes=" + ",".join(_shape(item.name, item.largest) for item in profile))
+    return tuple(shlex.quote(flag) for flag in flags)
+
+
+def _shape(name: str, dims: tuple[int, ...]) -> str:
+    return f"{name}:{'x'.join(str(dim) for dim in dims)}"
+
+
+def _nvcc_architecture(target: Target) -> str:
+    """Blackwell's block-scaled and tcgen05 instructions exist only in the architecture-specific variant."""
+    return f"sm_{target.sm}a" if target.sm is not None and target.sm >= 90 else f"sm_{target.sm}"
+
+
+def _copy_plugins(kit: Path, plugins: KitPlugins) -> list[Path]:
+    names = [source.name for source in plugins.sources]
+    for name in names:
+        if Path(name).suffix not in _PLUGIN_SUFFIXES or names.count(name) > 1 or not _FILE_NAME.fullmatch(name):
+            expected = f"plugin sources of different names that end in {', '.join(_PLUGIN_SUFFIXES)}"
+            raise Failure(f"plugin source {name}", expected=expected, got=", ".join(names), fix="rename it")
+    folder = kit / "plugins"
+    folder.mkdir(exist_ok=True)
+    return [Path(shutil.copyfile(source, folder / source.name)) for source in plugins.sources]
+
+
+def _check_component(bundle: Path, component: KitComponent, target: Target, operators: tuple[str, ...]) -> None:
+    if not _FILE_NAME.fullmatch(component.name):
+        raise Failure(f"component {component.name!r}", expected="letters, digits, _ . -", got=component.name, fix="rename it")
+    inside = PurePosixPath(component.onnx)
+    if inside.is_absolute() or ".." in inside.parts or not all(_FILE_NAME.fullmatch(part) for part in inside.parts):
+        raise Failure(f"component {component.name}", expected="a plain path inside the bundle", got=component.onnx, fix="move the model")
+    assert target.tensorrt is not None
+    path = bundle / component.onnx
+    version = (target.tensorrt[0], target.tensorrt[1])
+    problems = check_onnx_for_tensorrt(path, tensorrt=version, opset_max=target.onnx_opset, plugins=operators)
+    if problems:
+        raise _illegal(component, problems)
+    _check_profiles(path, component)
+
+
+def _illegal(component: KitComponent, problems: list[Problem]) -> Failure:
+    first = problems[0]
+    more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
+    return Failure(f"{component.onnx}, {first.where}", expected=first.expected, got=first.got + more, fix=first.fix)
+
+
+def _check_profiles(path: Path, component: KitComponent) -> None:
+    """trtexec builds a missing size as 1 with no more than a warning, and rejects shapes for a model that has none to choose."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    initializers = {tensor.name for tensor in graph.initializer}
+    sizes = {value.name: _sizes(value) for value in graph.input if value.name not in initializers}
+    free = {name for name, dims in sizes.items() if None in dims}
+    where = f"component {component.name}"
+    if bool(free) != bool(component.profiles):
+        expected = f"profiles for {', '.join(sorted(free))}" if free else "no profiles, for all sizes are fixed"
+        raise Failure(where, expected=expected, got=f"{len(component.profiles)} profiles", fix="give the sizes that the bundle declares")
+    for index, profile in enumerate(component.profiles):
+        given = {item.name for item in profile}
+        if given != free:
+            expected = f"a range for each input with an unknown size ({', '.join(sorted(free))})"
+            raise Failure(f"{where}, profile {index}", expected=expected, got=", ".join(sorted(given)) or "none", fix="list these inputs")
+        for item in profile:
+            _check_range(f"{where}, profile {index}, input {item.name}", item, sizes[item.name])
+
+
+def _sizes(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
+
+
+def _check_range(where: str, item: InputRange, sizes: tuple[int | None, ...]) -> None:
+    if not _INPUT_NAME.fullmatch(item.name):
+        raise Failure(where, expected="letters, digits and _ . / : -, which trtexec can read", got=item.name, fix="rename the input")
+    shapes = (item.smallest, item.usual, item.largest)
+    if any(len(shape) != len(sizes) for shape in shapes):
+        raise Failure(where, expected=f"{len(sizes)} dimensions", got=json.dumps(shapes), fix="give shapes of the model's rank")
+    for axis, size in enumerate(sizes):
+        low, usual, high = (shape[axis] for shape in shapes)
+        if not 1 <= low <= usual <= high or (size is not None and (low, high) != (size, size)):
+            expected = (
+                f"1 <= smallest <= usual <= largest on axis {axis}" if size is None else f"{size} on axis {axis}, which the model fixes"
+            )
+            raise Failure(where, expected=expected, got=f"{low}, {usual}, {high}", fix="correct the profile")

@@ -1,0 +1,259 @@
+"""The texts of a Jetson build kit: two bash scripts and a page for the person at the device."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dexport.targets.target import Target
+from dexport.targets.tensorrt import dotted
+
+_GIB = 2**30
+_BUILD_MEMORY = 2.5
+"""Memory while building, as a multiple of the weights of the largest model; a rule of thumb (2 to 3), not a measurement."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One trtexec run: name of the engine, path of its model in the bundle, quoted flags."""
+
+    name: str
+    onnx: str
+    flags: tuple[str, ...]
+
+
+_BUILD_HEAD = """\
+#!/usr/bin/env bash
+# Builds this bundle's TensorRT engines. Run it on the device: bash kit/build.sh
+# It can be stopped and started again: engines that are newer than their model, and made by this very trtexec with these
+# flags, are kept. Environment: TRTEXEC (path of trtexec), DEXPORT_SKIP_CHECKS=1 (build although kit/check.sh complains).
+set -euo pipefail
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+trtexec="${TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}"
+
+if [[ "${DEXPORT_SKIP_CHECKS:-0}" != 1 ]]; then
+  TRTEXEC="$trtexec" bash kit/check.sh
+fi
+if [[ ! -x "$trtexec" ]]; then
+  echo "trtexec: expected an executable file, got $trtexec; install TensorRT or set TRTEXEC" >&2
+  exit 1
+fi
+mkdir -p engines
+banner="$("$trtexec" --help 2>&1 || true)"
+banner="${banner%%$'\\n'*}"
+version="$(sed -n 's/.*TensorRT v\\([0-9]*\\).*/\\1/p' <<<"$banner")"
+
+partial=""
+trap '[[ -z "$partial" ]] || rm -f -- "$partial" "$partial.json"' EXIT
+
+# build NAME MODEL FLAG...: one engine, which appears under its name only when it is complete.
+build() {
+  local name="$1" model="$2"
+  shift 2
+  local engine="engines/$name.engine" stamp="engines/$name.made-by"
+  local made_by="TensorRT $version $*"
+  if [[ "$engine" -nt "$model" && -f "$stamp" && "$(cat -- "$stamp")" == "$made_by" ]]; then
+    echo "$name: $engine is up to date"
+    return
+  fi
+  echo "$name: building $engine from $model; the log goes to engines/$name.log"
+  partial="$engine.partial"
+  rm -f -- "$stamp"
+  if ! "$trtexec" --onnx="$model" --saveEngine="$partial" --exportLayerInfo="$partial.json" \\
+    --timingCacheFile=engines/timing.cache "$@" >"engines/$name.log" 2>&1; then
+    tail -n 20 -- "engines/$name.log" >&2
+    echo "$name: expected trtexec to build $model, got a failure; read engines/$name.log" >&2
+    exit 1
+  fi
+  if [[ ! -s "$partial" ]]; then
+    echo "$name: expected an engine from trtexec, got none; read engines/$name.log" >&2
+    exit 1
+  fi
+  mv -f -- "$partial.json" "engines/$name.layers.json"
+  mv -f -- "$partial" "$engine"
+  printf '%s\\n' "$made_by" >"$stamp"
+  partial=""
+  echo "$name: done"
+}
+"""
+
+_BUILD_PLUGINS = """
+# Plugins: sources of this kit, compiled for this GPU. Environment: NVCC (path of nvcc).
+nvcc="${{NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}}"
+library=kit/plugins/libdexport_plugins.so
+newest="$(find kit/plugins -type f ! -name '*.so' ! -name '*.partial' -newer "$library" 2>/dev/null || echo missing)"
+if [[ -n "$newest" ]]; then
+  echo "plugins: compiling $library"
+  partial="$library.partial"
+  mapfile -d '' sources < <(find kit/plugins -type f \\( -name '*.cu' -o -name '*.cpp' \\) -print0)
+  "$nvcc" -shared -std=c++17 -O3 -arch={architecture} -Xcompiler -fPIC -o "$partial" "${{sources[@]}}" -lnvinfer
+  mv -f -- "$partial" "$library"
+  partial=""
+fi
+"""
+
+
+def build_script(engines: Sequence[Engine], *, sm: str, plugins: bool) -> str:
+    """kit/build.sh."""
+    parts = [_BUILD_HEAD]
+    if plugins:
+        parts.append(_BUILD_PLUGINS.format(architecture=sm))
+    for engine in engines:
+        lines = [f"build {shlex.quote(engine.name)} {shlex.quote(engine.onnx)}", *engine.flags]
+        parts.append("\n" + " \\\n  ".join(lines) + "\n")
+    parts.append('\necho "all engines are built"\n')
+    return "".join(parts)
+
+
+_CHECK = """\
+#!/usr/bin/env bash
+# Checks that this machine is the one the kit is for, and that there is room to build. Exit status 0 if so.
+# Environment: TRTEXEC (path of trtexec).
+set -euo pipefail
+
+trtexec="${{TRTEXEC:-$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)}}"
+faults=0
+
+fault() {{
+  echo "FAULT $1" >&2
+  faults=$((faults + 1))
+}}
+
+advise() {{
+  echo "ADVICE $1"
+}}
+
+if [[ "$(uname -m)" != aarch64 ]]; then
+  fault "machine: expected aarch64 ({name}), got $(uname -m); run this on the device"
+fi
+
+release=""
+if [[ -r /etc/nv_tegra_release ]]; then
+  release="$(sed -n 's/^# R\\([0-9]*\\) (release), REVISION: \\([0-9.]*\\).*/\\1.\\2/p' /etc/nv_tegra_release)"
+fi
+if [[ "${{release%%.*}}" != {l4t_major} ]]; then
+  fault "Jetson Linux: expected {l4t} (JetPack {jetpack}), got ${{release:-none}}; flash JetPack {jetpack}"
+fi
+
+banner=""
+if [[ -x "$trtexec" ]]; then
+  banner="$("$trtexec" --help 2>&1 || true)"
+else
+  fault "trtexec: expected an executable file, got $trtexec; run: sudo apt-get install nvidia-jetpack"
+fi
+version="$(sed -n 's/.*TensorRT v\\([0-9]*\\).*/\\1/p' <<<"${{banner%%$'\\n'*}}")"
+if [[ -n "$banner" && $((${{version:-0}} / 100)) != {tensorrt_code} ]]; then
+  fault "TensorRT: expected {tensorrt}, got ${{version:-unknown}}; build a bundle for the JetPack of this device"
+fi
+
+available="$(awk '/^MemAvailable:/ {{print int($2 / 1024)}}' /proc/meminfo)"
+if ((available < {memory_mib})); then
+  fault "free memory: expected {memory_mib} MiB to build, got $available; stop the desktop or add swap (see kit/README.md)"
+fi
+disk="$(df -Pm . | awk 'NR == 2 {{print $4}}')"
+if ((disk < {disk_mib})); then
+  fault "free disk: expected {disk_mib} MiB for the engines, got $disk; free some"
+fi
+
+mode="$(nvpmodel -q 2>/dev/null | sed -n 's/^NV Power Mode: //p' || true)"
+if [[ "${{mode#MODE_}}" != {mode} ]]; then
+  advise "power mode: expected {mode}, got ${{mode:-unknown}}; kernels are chosen at its clocks: sudo nvpmodel -m {mode_number}"
+fi
+advise "fixed clocks make timings repeatable: sudo jetson_clocks"
+
+if ((faults > 0)); then
+  echo "$faults faults; nothing was changed" >&2
+  exit 1
+fi
+echo "this machine can build the engines"
+"""
+
+
+def check_script(target: Target, weight_bytes: Sequence[int]) -> str:
+    """kit/check.sh; `weight_bytes` are the sizes of the models' weights."""
+    assert target.jetpack is not None and target.tensorrt is not None and target.power_mode is not None
+    mode = target.power_mode
+    return _CHECK.format(
+        name=target.name,
+        l4t=target.jetpack.l4t,
+        l4t_major=target.jetpack.l4t.split(".")[0],
+        jetpack=dotted(target.jetpack.version),
+        tensorrt=dotted(target.tensorrt[:2]),
+        tensorrt_code=target.tensorrt[0] * 100 + target.tensorrt[1],
+        memory_mib=_memory_mib(weight_bytes),
+        disk_mib=_disk_mib(weight_bytes),
+        mode=shlex.quote(mode.name),
+        mode_number=mode.number,
+    )
+
+
+def _memory_mib(weight_bytes: Sequence[int]) -> int:
+    return 1024 + int(_BUILD_MEMORY * max(weight_bytes, default=0) / _GIB * 1024)
+
+
+def _disk_mib(weight_bytes: Sequence[int]) -> int:
+    return 256 + int(1.2 * sum(weight_bytes) / _GIB * 1024)
+
+
+_README = """\
+# Build kit for {name}
+
+This bundle holds models as ONNX files. TensorRT turns them into engines, which are made for one kind of board and one
+version of TensorRT, so this last step happens on the device:
+
+| | |
+|---|---|
+| device | {name} (SM {capability}) |
+| JetPack | {jetpack} (Jetson Linux {l4t}, CUDA {cuda}) |
+| TensorRT | {tensorrt} |
+| power mode | {mode} |
+
+1. Copy the whole bundle folder to the device.
+2. Set the power mode in which it will run: `sudo nvpmodel -m {mode_number}`, then `sudo jetson_clocks`.
+3. `bash kit/check.sh` says whether this machine fits and has room. It changes nothing.
+4. `bash kit/build.sh` builds the engines into `engines/`. It can take long. Interrupt it and start it again
+   as you like: finished engines are kept, and an unfinished one never carries its final name.
+
+| engine | model | profiles |
+|---|---|---|
+{rows}
+
+Beside each engine lie `NAME.layers.json` (the kernels that TensorRT chose; look there when the speed disappoints) and
+`NAME.log`. `engines/timing.cache` makes a rebuild quicker; it belongs to this board and version.
+
+When something fails:
+
+- **Killed without a message**: memory ran out. Stop the desktop (`sudo systemctl isolate multi-user.target`), add swap, try again.
+- **Another JetPack**: engines of one JetPack do not load under another. Build a new bundle, `--target {device}@jetpack-...`.
+- **trtexec not found**: `sudo apt-get install nvidia-jetpack`, or set `TRTEXEC=/path/to/trtexec`.
+{plugins}"""
+
+_README_PLUGINS = """\
+
+`plugins/` holds the sources of operators that TensorRT lacks. `build.sh` compiles them with nvcc into
+`plugins/libdexport_plugins.so`, which has to be loaded before the engines.
+"""
+
+
+def readme(target: Target, engines: Sequence[Engine], *, plugins: bool) -> str:
+    """kit/README.md."""
+    assert target.jetpack is not None and target.tensorrt is not None and target.power_mode is not None
+    rows = [f"| `engines/{item.name}.engine` | `{item.onnx}` | {_profiles(item)} |" for item in engines]
+    return _README.format(
+        name=target.name,
+        device=target.device,
+        capability=target.compute_capability,
+        jetpack=dotted(target.jetpack.version),
+        l4t=target.jetpack.l4t,
+        cuda=target.jetpack.cuda,
+        tensorrt=dotted(target.tensorrt),
+        mode=target.power_mode.name,
+        mode_number=target.power_mode.number,
+        rows="\n".join(rows),
+        plugins=_README_PLUGINS if plugins else "",
+    )
+
+
+def _profiles(engine: Engine) -> str:
+    usual = [flag.strip("'").removeprefix("--optShapes=") for flag in engine.flags if "--optShapes=" in flag]
+    return "; ".join(f"`{text}`" for text in usual) or "fixed sizes"
