@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,9 +117,7 @@ class Bundle:
             if target.is_file() and target.stat().st_size == extent.bytes:
                 return
             target.parent.mkdir(parents=True, exist_ok=True)
-            for other in target.parent.glob(".*.part"):
-                if time.time() - other.stat().st_mtime > _ABANDONED_SECONDS:
-                    other.unlink(missing_ok=True)
+            _remove_abandoned_parts(target.parent)
             try:
                 with part.open("xb") as out:
                     self._check_hash(relative, out.write)
@@ -302,6 +300,13 @@ def _changed(extent: Extent, got: str) -> Failure:
 
 def _cache_folder() -> Path:
     return Path(os.environ.get("DEXPORT_CACHE_DIR") or Path.home() / ".cache" / "dexport")
+
+
+def _remove_abandoned_parts(folder: Path) -> None:
+    for part in folder.glob(".*.part"):
+        with suppress(FileNotFoundError):  # another process finished it, or removed it first
+            if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
+                part.unlink()
 
 
 def _existing(folder: Path) -> Path:

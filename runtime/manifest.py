@@ -27,6 +27,17 @@ NATIVE_SUFFIXES = (".so", ".dll", ".dylib", ".plan", ".engine", ".cubin", ".ptx"
 
 _REBUILD = "get the bundle again or rebuild it"
 
+_WORDS = {
+    "const": "{}",
+    "minimum": "a number from {}",
+    "maximum": "a number up to {}",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+    "minProperties": "at least {} keys",
+    "maxProperties": "at most {} keys",
+    "maxLength": "at most {} characters",
+}
+
 JsonObject = dict[str, Any]
 
 
@@ -86,7 +97,7 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramEntry:
-    """One sampling program and the request it answers."""
+    """One sampling program and the request it answers; `guided` ones carry an unconditional and a conditional half."""
 
     file: str
     tables: str | None
@@ -94,6 +105,7 @@ class ProgramEntry:
     steps: int
     size: tuple[int, int]
     start_step: int = 0
+    guided: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +114,28 @@ class FileEntry:
 
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestBuffer:
+    """A buffer that the request fills beside token ids, one value per row.
+
+    `source` "class": the class label, `negative` in unconditional rows; "parameter": the value of that request parameter;
+    "given": 1 where the user gave a prompt for the row, 0 where the default stands in.
+    """
+
+    buffer: str
+    source: str
+    parameter: str | None
+    negative: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How the pipeline guides: "classifier-free" (off at a scale of at most 1), "embedded" or "none", and its default scale."""
+
+    kind: str
+    default: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +164,10 @@ class Manifest:
     config: JsonObject
     components: dict[str, Component]
     text: tuple[JsonObject, ...] = ()
+    requests: tuple[RequestBuffer, ...] = ()
+    batch: int = 1
+    guidance: Guidance = Guidance(kind="none", default=1.0)
+    frames_per_second: int | None = None
     sizes: tuple[tuple[int, int], ...]
     frames: int | None = None
     programs: tuple[ProgramEntry, ...] = ()
@@ -185,7 +223,7 @@ def check_path(path: str, where: str) -> str:
     """Returns `path` if it is a plain relative path by the schema's rule, else raises UserError."""
     rule = _schema()["$defs"]["path"]
     if not jsonschema.Draft202012Validator(rule).is_valid(path):
-        raise UserError(where, expected=rule["description"], got=repr(shown(path)), fix=_REBUILD)
+        raise UserError(where, expected=rule["description"], got=f"'{shown(path)}'", fix=_REBUILD)
     return path
 
 
@@ -199,7 +237,7 @@ def check_collisions(paths: Iterable[str], where: str) -> None:
             kind = prefix if end == len(parts) else prefix + "/"
             other = spelling.setdefault(prefix.casefold(), kind)
             if other != kind:
-                got = f"{shown(other)!r} and {shown(kind)!r}"
+                got = f"'{shown(other)}' and '{shown(kind)}'"
                 raise UserError(where, expected="file names that differ by more than case", got=got, fix=_REBUILD)
 
 
@@ -234,14 +272,14 @@ def _check_version(document: Any, where: str) -> None:
 
 def _schema_error(error: Any, where: str) -> UserError:
     place = ".".join(shown(str(part), 60) for part in error.absolute_path)
-    got = shown(error.instance) if not isinstance(error.instance, str) else repr(shown(error.instance))
+    got = shown(error.instance) if not isinstance(error.instance, str) else f"'{shown(error.instance)}'"
     rule, value = error.validator, error.validator_value
-    expected = error.schema.get("description", f"{rule} {value}")
+    expected = error.schema.get("description", _WORDS.get(rule, f"{rule} {{}}").format(value))
     if rule == "required":
         expected, got = f"the key {next(key for key in value if key not in error.instance)!r}", "none"
     elif rule == "additionalProperties":
         known = error.schema["properties"]
-        got = f"the key {shown(next(key for key in error.instance if key not in known))!r}"
+        got = f"the key '{shown(next(key for key in error.instance if key not in known))}'"
         expected = f"only the keys {', '.join(known)}"
     elif rule == "enum":
         expected = f"one of {', '.join(map(str, value))}"
@@ -284,6 +322,8 @@ def _manifest(document: JsonObject) -> Manifest:
             "model": Model(**document["model"]),
             "components": {name: _component(entry) for name, entry in document["components"].items()},
             "text": tuple(document["text"]),
+            "requests": tuple(RequestBuffer(**entry) for entry in document["requests"]),
+            "guidance": Guidance(**document["guidance"]),
             "sizes": tuple(_size(size) for size in document["sizes"]),
             "programs": tuple(ProgramEntry(**{**entry, "size": _size(entry["size"])}) for entry in document["programs"]),
             "files": {path: FileEntry(**entry) for path, entry in document["files"].items()},

@@ -18,6 +18,8 @@ MAX_BYTES = (1 << 31) - 1  # protobuf's own limit
 MAX_FIELDS = 4_000_000  # a few seconds of work; a 12 G parameter model has some 200,000
 _MAX_DEPTH = 24  # messages in messages; a graph in a branch takes 3
 _MAX_NAME_BYTES = 4096
+_MAX_NAMES = 4096  # different operators, functions or operator sets
+_MAX_RANK = 64
 _REBUILD = "get the bundle again or rebuild it"
 
 # Message -> field number -> message type of that field, where it can lead to a node or a tensor.
@@ -114,7 +116,7 @@ def scan_onnx(data: memoryview, where: str, *, sizes: Mapping[str, int], domains
     for domain, name in sorted(walk.operators):
         if domain not in domains and (domain, name) not in walk.functions:
             allowed = " or ".join(["ONNX", *sorted(domains - {""})])
-            raise _error(walk, f"operators of {allowed}", f"{shown(name)!r} of {shown(domain)!r}")
+            raise _error(walk, f"operators of {allowed}", f"'{shown(name)}' of '{shown(domain)}'")
     return OnnxSummary(walk.opsets, walk.operators, frozenset(walk.external))
 
 
@@ -143,13 +145,15 @@ def _visit(walk: _Walk, message: str, at: int, end: int, depth: int) -> None:
         walk.operators[domain, strings[second]] += 1
     elif message == "Function":
         walk.functions.add((domain, strings[second]))
+    if max(len(walk.opsets), len(walk.operators), len(walk.functions)) > _MAX_NAMES:
+        raise _error(walk, f"at most {_MAX_NAMES} different operators", "more")
 
 
 def _visit_tensor(walk: _Walk, at: int, end: int) -> None:
     tensor = _Tensor()
     for number, wire, value, length in _fields(walk, at, end):
         if number == _TENSOR_DIMS:
-            tensor.dims += _packed(walk, value, value + length) if wire == _BYTES else [value]
+            _add_dimensions(walk, tensor.dims, wire, value, length)
         elif number == _TENSOR_DTYPE:
             tensor.dtype = value
         elif number == _TENSOR_LOCATION:
@@ -161,6 +165,8 @@ def _visit_tensor(walk: _Walk, at: int, end: int) -> None:
         elif number == _TENSOR_EXTERNAL:
             _need_bytes(walk, wire, "Tensor", number)
             key, text = _external_entry(walk, value, value + length)
+            if key not in ("location", "offset", "length", "checksum"):
+                raise _error(walk, "external data with location, offset and length", f"'{shown(key)}'")
             tensor.external[key] = text
     available = tensor.inline_bytes
     if tensor.external or tensor.location == _LOCATION_EXTERNAL:
@@ -183,9 +189,6 @@ def _external_entry(walk: _Walk, at: int, end: int) -> tuple[str, str]:
 
 def _external_bytes(walk: _Walk, entries: Mapping[str, str]) -> int:
     """Bytes that a tensor's external data really has, after checking where they are."""
-    for key in entries:
-        if key not in ("location", "offset", "length", "checksum"):
-            raise _error(walk, "external data with location, offset and length", repr(shown(key)))
     location = check_path(entries.get("location", ""), f"{walk.where}: external data")
     size = walk.sizes.get(location)
     if size is None:
@@ -200,7 +203,7 @@ def _external_bytes(walk: _Walk, entries: Mapping[str, str]) -> int:
 
 def _count(walk: _Walk, text: str) -> int:
     if _COUNT.fullmatch(text) is None:
-        raise _error(walk, "a number of bytes", repr(shown(text)))
+        raise _error(walk, "a number of bytes", f"'{shown(text)}'")
     return int(text)
 
 
@@ -240,13 +243,15 @@ def _varint(walk: _Walk, at: int, end: int) -> tuple[int, int]:
     raise _error(walk, "a protobuf number", f"none at byte {at}")
 
 
-def _packed(walk: _Walk, at: int, end: int) -> list[int]:
-    values: list[int] = []
-    while at < end:
-        _spend_field(walk)
-        value, at = _varint(walk, at, end)
-        values.append(value)
-    return values
+def _add_dimensions(walk: _Walk, dims: list[int], wire: int, value: int, length: int) -> None:
+    """Adds one dimension, or as many as are packed into `length` bytes from `value`."""
+    at, end = (value, value + length) if wire == _BYTES else (0, 0)
+    dims += [] if wire == _BYTES else [value]
+    while at < end and len(dims) <= _MAX_RANK:
+        dimension, at = _varint(walk, at, end)
+        dims.append(dimension)
+    if len(dims) > _MAX_RANK:
+        raise _error(walk, f"a tensor of at most {_MAX_RANK} dimensions", "more")
 
 
 def _spend_field(walk: _Walk) -> None:

@@ -61,5 +61,5 @@ def _parse(file: Path) -> Iterator[str]:
             continue
         match = _LINE.fullmatch(line)
         if match is None:
-            raise UserError(f"{file}:{number}", expected="a sha256 and a comment", got=repr(shown(line)), fix="delete the line")
+            raise UserError(f"{file}:{number}", expected="a sha256 and a comment", got=f"'{shown(line)}'", fix="delete the line")
         yield match[1]
