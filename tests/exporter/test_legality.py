@@ -1,6 +1,8 @@
 """Every rule of the legality check on a model that breaks it and on one that does not; models are written as ONNX text."""
 
+import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +249,15 @@ def test_files_above_the_limit_of_protobuf(tmp_path: Path) -> None:
     assert found == [
         Problem("model.onnx", "at most 2 GiB, the limit of protobuf", "2147483648 bytes", "store the weights as external data")
     ]
+
+
+def test_the_table_of_operators_agrees_with_a_real_parser() -> None:
+    """TensorRT-RTX shares the parser; it lacks what is a plugin in TensorRT or newer than itself, and knows unpublished operators."""
+    rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed: pip install dexport[rtx]")
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    parser = rtx.OnnxParser(rtx.Builder(logger).create_network(0), logger)
+    table = json.loads(resources.files("dexport.exporter").joinpath("tensorrt_operators.json").read_text())
+    listed = {*table["operators"], *table["trt_domain"]}
+    assert {name for name in listed if not parser.supports_operator(name)} <= {"DFT", "DeformConv"}
+    standard = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
+    assert {name for name in standard - listed if parser.supports_operator(name)} <= {"CausalConvWithState", "LinearAttention"}
