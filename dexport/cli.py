@@ -1,0 +1,183 @@
+"""The command line: what a user types becomes one call, and what goes wrong becomes one line and an exit code.
+
+Exit codes: 0 done; 1 something broke; 2 the request was wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from dexport.errors import DexportError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code; errors are one line on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = dexport.main(given, prog_name="dexport", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        message, code = _explain(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to tell the user of an error, and the exit code."""
+    if isinstance(error, DexportError):
+        return str(error), error.exit_code
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx is not None else "dexport"
+        return f"{error.format_message()} (see `{command} --help`)", error.exit_code
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    reason = f"{type(error).__name__}: {error}"
+    return f"internal error: {reason}; run with --debug and report it", 1
+
+
+def _common(command: Command) -> Command:
+    """The flags that every command takes."""
+    verbose = click.option(
+        "-v", "--verbose", count=True, expose_value=False, callback=_start_logging, help="Log what happens; -vv for more."
+    )
+    debug = click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+    return verbose(debug(command))
+
+
+def _start_logging(_context: click.Context, _parameter: click.Parameter, level: int) -> None:
+    """Warnings of dexport always, other messages with -v, on stderr."""
+    if level or not logging.getLogger().handlers:
+        shown = {0: logging.WARNING, 1: logging.INFO}.get(level, logging.DEBUG)
+        form = "%(levelname)s %(name)s: %(message)s" if level else "%(levelname)s: %(message)s"
+        logging.basicConfig(level=shown if level else logging.ERROR, format=form, force=True)
+        logging.getLogger("dexport").setLevel(shown)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dexport", message="%(package)s %(version)s")
+@_common
+@click.pass_context
+def dexport(context: click.Context) -> None:
+    """Compile diffusion pipelines into bundles that run on edge devices without PyTorch.
+
+    \b
+    dexport build MODEL --target cpu -o model.dxb
+    dexport run model.dxb --prompt "a red circle" -o out.png
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@dexport.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is known, as JSON.")
+@_common
+def targets(as_json: bool) -> None:
+    """List every device that dexport knows: formats, memory, what is needed to build for it."""
+    from dexport.commands import show_targets
+
+    show_targets(as_json)
+
+
+@dexport.command()
+@click.argument("model", required=False)
+@click.option("--target", metavar="ID", help="What to build for; `dexport targets` lists all.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="NAME.dxb for one file, else a folder.  [default: MODEL-TARGET.dxb]",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Of weights and arithmetic.  [default: the target's]")
+@click.option("--size", "sizes", metavar="HxW", multiple=True, help="Height and width in pixels; may be given several times.")
+@click.option("--steps", metavar="N[,N...]", help="Numbers of sampling steps that a run can ask for.")
+@click.option("--scheduler", metavar="NAME", help="A scheduler class of diffusers.  [default: the pipeline's]")
+@click.option("--guidance", metavar="G", type=float, help="Default guidance scale.  [default: the pipeline's]")
+@click.option("--batch", metavar="B", type=int, help="Most pictures of one run.  [default: 1]")
+@click.option("--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="Merge a LoRA file; may be given several times.")
+@click.option(
+    "--golden", type=click.Choice(["auto", "none"]), help="Put inputs and outputs for `dexport selftest` into the bundle.  [default: auto]"
+)
+@click.option("--config", metavar="FILE.yaml", type=click.Path(path_type=Path), help="Options from a file; flags override it.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any option by its name in the file.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built, and stop.")
+@_common
+def build(output: Path | None, config: Path | None, settings: tuple[str, ...], dry_run: bool, **flags: Any) -> None:
+    """Compile MODEL, a diffusers pipeline directory or a hub id, into a bundle."""
+    from dexport.commands import build_command
+
+    build_command({key: value for key, value in flags.items() if value not in (None, ())}, output, config, settings, dry_run)
+
+
+@dexport.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="What to draw.")
+@click.option("--negative-prompt", metavar="TEXT", help="What to keep away from.")
+@click.option("--class-label", metavar="N", type=int, help="Which class to draw, for class-conditional models.")
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(0, 2**64 - 1), help="Same seed, same pictures, as in diffusers.  [default: random]"
+)
+@click.option("--steps", metavar="N", type=click.IntRange(1), help="Sampling steps; one of those the bundle has.")
+@click.option("--size", metavar="HxW", help="Height and width in pixels; one of those the bundle has.")
+@click.option("--guidance", metavar="G", type=float, help="Guidance scale.  [default: the bundle's]")
+@click.option(
+    "--count", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Pictures to make: out-0.png, out-1.png, ..."
+)
+@click.option("--noise", metavar="FILE.npy", type=click.Path(path_type=Path), help="Initial latents instead of seeded noise.")
+@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), required=True, help="OUT.png, .gif, .mp4 or .npy.")
+@click.option("--trust", is_flag=True, help="Run machine code that was not built here.")
+@click.option("--json", "as_json", is_flag=True, help="Print files, seed and times as JSON.")
+@_common
+def run(**arguments: Any) -> None:
+    """Make pictures or a video from BUNDLE."""
+    from dexport.running import RunRequest, run_command
+
+    run_command(RunRequest(**arguments))
+
+
+@dexport.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@_common
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what is inside BUNDLE: components, bytes, formats, what left the loop, programs, kernels."""
+    from dexport.commands import inspect_command
+
+    inspect_command(bundle, as_json)
+
+
+@dexport.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--trust", is_flag=True, help="Run machine code that was not built here.")
+@_common
+@click.pass_context
+def selftest(context: click.Context, bundle: Path, trust: bool) -> None:
+    """Run the golden inputs in BUNDLE and compare; exit code 1 where they differ."""
+    from dexport.commands import selftest_command
+
+    if not selftest_command(bundle, trust):
+        context.exit(1)
+
+
+@dexport.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@_common
+def doctor(as_json: bool) -> None:
+    """Say what this machine can build and run, and what is missing, with the command that mends it."""
+    from dexport.doctor import doctor_command
+
+    doctor_command(as_json)
