@@ -75,7 +75,7 @@ class _Walk:
     data: memoryview
     where: str
     sizes: Mapping[str, int]
-    fields_left: int = MAX_FIELDS
+    fields_left: int
     opsets: dict[str, int] = field(default_factory=dict)
     operators: Counter[Operator] = field(default_factory=Counter)
     functions: set[Operator] = field(default_factory=set)
@@ -107,7 +107,7 @@ def scan_onnx(data: memoryview, where: str, *, sizes: Mapping[str, int], domains
         UserError: not a protobuf message, too large or too deep, weights outside `sizes`, a tensor that declares more
             than it has, or an operator from elsewhere.
     """
-    walk = _Walk(data, where, sizes)
+    walk = _Walk(data, where, sizes, MAX_FIELDS)
     if len(data) > MAX_BYTES:
         raise _error(walk, f"an ONNX file of at most {MAX_BYTES} bytes", f"{len(data)} bytes")
     _visit(walk, "Model", 0, len(data), 0)

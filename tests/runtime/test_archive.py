@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dexport.errors import UserError
+from dexport.runtime import archive
 from dexport.runtime.archive import ALIGNMENT, MAX_FILES, entries_of_archive, list_archive, list_folder
 from tests.runtime.sample_bundle import sample_files, write_sample
 
@@ -50,9 +51,9 @@ def test_what_zipfile_writes_aligned_is_listed() -> None:
 def test_the_bundle_writer_agrees_with_zip_tools(tmp_path: Path) -> None:
     path = write_sample(tmp_path / "a.dxb")
     extents = list_archive(path)
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None and archive.namelist()[-1] == "manifest.json"
-        assert set(archive.namelist()) == set(extents)
+    with zipfile.ZipFile(path) as tool:
+        assert tool.testzip() is None and tool.namelist()[-1] == "manifest.json"
+        assert set(tool.namelist()) == set(extents)
     for name, content in sample_files().items():
         extent = extents[name]
         assert extent.offset % ALIGNMENT == 0 and path.read_bytes()[extent.offset : extent.offset + extent.bytes] == content
@@ -87,8 +88,8 @@ def test_an_archive_beyond_4_gib_is_listed(tmp_path: Path) -> None:
     extents = list_archive(path)
     assert (extents["a"].offset, extents["a"].bytes) == (ALIGNMENT, big)
     assert (extents["b"].offset, extents["b"].bytes) == (big + 2 * ALIGNMENT, 4)
-    with zipfile.ZipFile(path) as archive:
-        assert {info.filename: info.file_size for info in archive.infolist()} == {"a": big, "b": 4}
+    with zipfile.ZipFile(path) as tool:
+        assert {info.filename: info.file_size for info in tool.infolist()} == {"a": big, "b": 4}
 
 
 def _set_mode(mode: int) -> Callable[[zipfile.ZipInfo], object]:
@@ -146,7 +147,7 @@ def test_every_other_zip_is_refused(data: bytes, message: str) -> None:
 
 
 def test_a_name_that_occurs_twice_is_refused() -> None:
-    with pytest.warns(UserWarning, match="Duplicate name"):
+    with pytest.warns(UserWarning, match=r"Duplicate name"):
         data = _archive("a", "a")
     with pytest.raises(UserError, match=f"a.dxb: a: expected one entry of that name, got two; {REPACK}"):
         _list(data)
@@ -155,14 +156,14 @@ def test_a_name_that_occurs_twice_is_refused() -> None:
 def test_an_entry_that_reaches_into_the_directory_is_refused() -> None:
     data = _archive("a")
     sizes = len(data) - END_BYTES - CENTRAL_BYTES - len("a") + 20
-    with pytest.raises(UserError, match="a.dxb: expected a to end before the directory at byte 4106, got 1048576 bytes from byte 4096"):
+    with pytest.raises(UserError, match=r"a.dxb: expected a to end before the directory at byte 4106, got 1048576 bytes from byte 4096"):
         _list(_patched(data, sizes, struct.pack("<2I", 1 << 20, 1 << 20)))
 
 
 def test_bytes_that_belong_to_no_entry_are_refused() -> None:
     data = _archive("a")
     sizes = len(data) - END_BYTES - CENTRAL_BYTES - len("a") + 20
-    with pytest.raises(UserError, match="a.dxb: expected the directory at byte 4100, after the last entry, got byte 4106"):
+    with pytest.raises(UserError, match=r"a.dxb: expected the directory at byte 4100, after the last entry, got byte 4106"):
         _list(_patched(data, sizes, struct.pack("<2I", 4, 4)))
 
 
@@ -207,8 +208,11 @@ def test_odd_names_in_a_folder_are_refused(tmp_path: Path) -> None:
         list_folder(tmp_path)
 
 
-def test_a_folder_with_too_much_in_it_is_refused(tmp_path: Path) -> None:
-    for index in range(MAX_FILES):
-        (tmp_path / f"d{index}").mkdir()
-    with pytest.raises(UserError, match=f"expected at most {MAX_FILES} files, got more"):
+@pytest.mark.parametrize("kind", [Path.touch, Path.mkdir])
+def test_a_folder_with_too_much_in_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path], object]) -> None:
+    monkeypatch.setattr(archive, "MAX_FILES", 3)
+    monkeypatch.setattr(archive, "_MAX_FOLDERS", 3)
+    for index in range(4):
+        kind(tmp_path / f"d{index}")
+    with pytest.raises(UserError, match=r"expected at most 3 files, got more"):
         list_folder(tmp_path)

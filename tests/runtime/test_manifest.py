@@ -107,7 +107,7 @@ def test_a_path_that_could_lead_elsewhere_is_refused(path: str) -> None:
 
     for read in (lambda: check_path(path, "a.dxb"), lambda: manifest_from_json(edited_manifest(rename), "a.dxb")):
         with pytest.raises(
-            UserError, match="a.dxb(?:: files)?: expected a plain relative path such as 'graphs/vae.onnx'.*; get the bundle"
+            UserError, match=r"a.dxb(?:: files)?: expected a plain relative path such as 'graphs/vae.onnx'.*; get the bundle"
         ):
             read()
 
@@ -119,7 +119,7 @@ def test_plain_paths_pass(path: str) -> None:
 
 def test_names_may_share_folders_but_not_their_spelling() -> None:
     check_collisions(["a/b", "a/c", "d"], "x")
-    with pytest.raises(UserError, match="x: expected file names that differ by more than case, got 'A/' and 'a/'"):
+    with pytest.raises(UserError, match=r"x: expected file names that differ by more than case, got 'A/' and 'a/'"):
         check_collisions(["a/b", "A/c"], "x")
 
 
@@ -132,7 +132,7 @@ def test_a_newer_schema_says_which_dexport_reads_it() -> None:
 
 @pytest.mark.parametrize("data", [b"[]", b"null", b"3", b'"x"', b"{}"])
 def test_other_json_is_no_manifest(data: bytes) -> None:
-    with pytest.raises(UserError, match="manifest.json: expected (JSON of type object|the key 'schema')"):
+    with pytest.raises(UserError, match=r"manifest.json: expected (JSON of type object|the key 'schema')"):
         manifest_from_json(data, "manifest.json")
 
 
@@ -142,7 +142,7 @@ def test_a_huge_manifest_is_refused_before_it_is_parsed() -> None:
 
 
 def test_what_cannot_be_read_is_not_written() -> None:
-    with pytest.raises(UserError, match="family: expected a name"):
+    with pytest.raises(UserError, match=r"family: expected a name"):
         manifest_to_json(dataclasses.replace(complete_manifest(), family="no such name"))
 
 

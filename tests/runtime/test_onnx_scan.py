@@ -71,7 +71,8 @@ def test_an_operator_from_elsewhere_is_refused_wherever_it_hides(place: str) -> 
         g (bool c, float[2] x) => (float[2] y) {{
             z = {inner["graph"]}
             v = own.Twice(z)
-            y = If (c) <then_branch = t () => (float[2] a) {{ a = {inner["branch"]} }}, else_branch = e () => (float[2] b) {{ b = Relu(v) }}>
+            y = If (c) <then_branch = t () => (float[2] a) {{ a = {inner["branch"]} }},
+                        else_branch = e () => (float[2] b) {{ b = Relu(v) }}>
         }}
         <domain: "own", opset_import: ["" : 20, "evil" : 1]> Twice (x) => (y) {{ y = {inner["function"]} }}""")
     message = "loop.onnx: expected operators of ONNX or ai.onnx.ml or com.microsoft or dexport, got 'Run' of 'evil'; get the bundle again"
@@ -81,12 +82,12 @@ def test_an_operator_from_elsewhere_is_refused_wherever_it_hides(place: str) -> 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "*/_ORT_MEM_ADDR_/*", "a\\b", "C:/x", ""])
 def test_weights_elsewhere_are_refused(location: str) -> None:
-    with pytest.raises(UserError, match="loop.onnx: external data: expected a plain relative path .*; get the bundle again"):
+    with pytest.raises(UserError, match=r"loop.onnx: external data: expected a plain relative path .*; get the bundle again"):
         _scan(onnx_with_external_weights(location=location), loop_bin=24)
 
 
 def test_weights_in_a_file_that_the_bundle_lacks_are_refused() -> None:
-    with pytest.raises(UserError, match="loop.onnx: expected weights in a file of the bundle, got 'loop.bin'"):
+    with pytest.raises(UserError, match=r"loop.onnx: expected weights in a file of the bundle, got 'loop.bin'"):
         _scan(onnx_with_external_weights())
 
 
@@ -110,7 +111,7 @@ def test_the_length_may_be_left_to_the_file() -> None:
     model = onnx.load_from_string(onnx_with_external_weights())
     del model.graph.initializer[0].external_data[1:]
     assert _scan(model.SerializeToString(), loop_bin=24).external == {"loop.bin"}
-    with pytest.raises(UserError, match="expected 23 bytes for a tensor, got 24 declared"):
+    with pytest.raises(UserError, match=r"expected 23 bytes for a tensor, got 24 declared"):
         _scan(model.SerializeToString(), loop_bin=23)
 
 
@@ -161,34 +162,35 @@ def test_graphs_nested_without_end_are_refused() -> None:
     data = b""
     for _ in range(30):
         data = _message(1, _message(5, _message(6, data)))  # graph: node: attribute: graph
-    with pytest.raises(UserError, match="loop.onnx: expected messages nested at most 24 deep, got deeper"):
+    with pytest.raises(UserError, match=r"loop.onnx: expected messages nested at most 24 deep, got deeper"):
         _scan(_message(7, data))
 
 
-def test_fields_without_end_are_refused() -> None:
-    with pytest.raises(UserError, match="loop.onnx: expected at most 4000000 fields, got more"):
-        _scan(_message(7, b"\x10\x01" * (onnx_scan.MAX_FIELDS + 1)))
+def test_fields_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_scan, "MAX_FIELDS", 1000)
+    with pytest.raises(UserError, match=r"loop.onnx: expected at most 1000 fields, got more"):
+        _scan(_message(7, b"\x10\x01" * 1001))
 
 
 def test_dimensions_without_end_are_refused() -> None:
     for dims in (b"\x08\x7f" * 65, _message(1, b"\x7f" * 1_000_000)):
-        with pytest.raises(UserError, match="loop.onnx: expected a tensor of at most 64 dimensions, got more"):
+        with pytest.raises(UserError, match=r"loop.onnx: expected a tensor of at most 64 dimensions, got more"):
             _scan(_message(7, _message(5, dims)))
 
 
 def test_operators_without_end_are_refused() -> None:
     nodes = b"".join(_message(1, _message(4, str(index).encode())) for index in range(5000))
-    with pytest.raises(UserError, match="loop.onnx: expected at most 4096 different operators, got more"):
+    with pytest.raises(UserError, match=r"loop.onnx: expected at most 4096 different operators, got more"):
         _scan(_message(7, nodes))
 
 
 def test_a_long_name_is_refused() -> None:
     model = onnx.load_from_string(onnx_with_external_weights())
     model.graph.node[0].op_type = "A" * 5000
-    with pytest.raises(UserError, match="loop.onnx: expected a name of at most 4096 bytes, got 5000 bytes"):
+    with pytest.raises(UserError, match=r"loop.onnx: expected a name of at most 4096 bytes, got 5000 bytes"):
         _scan(model.SerializeToString(), loop_bin=24)
 
 
 def test_a_file_beyond_the_limit_of_protobuf_is_refused() -> None:
-    with pytest.raises(UserError, match="loop.onnx: expected an ONNX file of at most 2147483647 bytes, got 2147483648 bytes"):
+    with pytest.raises(UserError, match=r"loop.onnx: expected an ONNX file of at most 2147483647 bytes, got 2147483648 bytes"):
         scan_onnx(np.broadcast_to(np.uint8(0), (1 << 31,)).data, "loop.onnx", sizes={}, domains=ONNX_DOMAINS)

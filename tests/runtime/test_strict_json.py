@@ -32,7 +32,7 @@ def test_what_is_no_plain_json_is_refused_in_one_line(data: bytes, got: str) -> 
 
 
 def test_a_long_document_is_not_even_parsed() -> None:
-    with pytest.raises(UserError, match="m.json: expected at most 10 bytes of JSON, got 11 bytes"):
+    with pytest.raises(UserError, match=r"m.json: expected at most 10 bytes of JSON, got 11 bytes"):
         parse_json(b"[" * 11, "m.json", max_bytes=10)
 
 

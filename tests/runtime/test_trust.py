@@ -28,7 +28,7 @@ def test_a_file_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "trusted-code"
     trust({A: "loop.plan"}, file)
     file.chmod(0o620)
-    with pytest.raises(UserError, match="trusted-code: expected a file that only its owner can write to, got mode 620; .*chmod 600"):
+    with pytest.raises(UserError, match=r"trusted-code: expected a file that only its owner can write to, got mode 620; .*chmod 600"):
         trusted_hashes(file)
 
 
@@ -46,7 +46,7 @@ def test_a_huge_file_is_refused(tmp_path: Path) -> None:
     file.touch(mode=0o600)
     with file.open("r+b") as out:
         out.truncate(5 << 20)
-    with pytest.raises(UserError, match="trusted-code: expected at most 4194304 bytes, got 5242880; delete what is not needed"):
+    with pytest.raises(UserError, match=r"trusted-code: expected at most 4194304 bytes, got 5242880; delete what is not needed"):
         trusted_hashes(file)
 
 
