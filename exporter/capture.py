@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +57,9 @@ def capture(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, tuple(i.example() for i in inputs), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(
+                module, tuple(i.example() for i in inputs), dynamic_shapes=_as_declared(module, shapes), strict=False
+            )
             captured = program.run_decompositions({}).module(check_guards=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -72,3 +76,11 @@ def capture(
     _log.debug("captured %s: %d nodes", name, len(graph.module.graph.nodes))
     return graph
 
+
+def _as_declared(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One entry per parameter of `forward`: those of `*rest` go into one tuple."""
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    if not parameters or parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
+        return shapes
+    named = len(parameters) - 1
+    return (*shapes[:named], shapes[named:])

@@ -31,6 +31,9 @@ def repair(graph: Graph) -> Graph:
     graph = drop_assertions(graph)
     graph = reshape_for_view(graph)  # before the copies go: a view may need the contiguous copy in front of it
     graph = drop_copies(graph)
+    graph = cast_for_type_as(graph)
+    graph = value_for_copy(graph)
+    graph = stack_for_slice_scatter(graph)
     graph = drop_identities(graph)
     graph = expand_for_repeat_interleave(graph)
     graph = permute_for_einsum(graph)
@@ -62,6 +65,58 @@ def reshape_for_view(graph: Graph) -> Graph:
 def drop_copies(graph: Graph) -> Graph:
     """Removes copies and inference-time dropout."""
     return _bypass(graph, lambda node: node.target in _COPIES)
+
+
+def cast_for_type_as(graph: Graph) -> Graph:
+    """type_as(x, y) -> cast of x to y's type: the result no longer seems to depend on the values of y."""
+    nodes = copied_nodes(graph.module)
+    for node in nodes.nodes:
+        if node.target is aten.type_as.default:
+            node.target, node.args, node.kwargs = aten._to_copy.default, (node.args[0],), {"dtype": value(node).dtype}
+    return with_nodes(graph, nodes)
+
+
+def value_for_copy(graph: Graph) -> Graph:
+    """copy(target, x) -> cast of x to the target's type, if the shapes are equal: what `target[...] = x` becomes."""
+    nodes = copied_nodes(graph.module)
+    for node in nodes.nodes:
+        if node.target is not aten.copy.default:
+            continue
+        source = node.args[1]
+        assert isinstance(source, fx.Node)
+        if [str(size) for size in value(source).shape] == [str(size) for size in value(node).shape]:
+            node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": value(node).dtype}
+    return with_nodes(graph, nodes)
+
+
+def stack_for_slice_scatter(graph: Graph) -> Graph:
+    """out[..., 0::2] = a; out[..., 1::2] = b -> flatten(stack([a, b])): rotary embeddings are written this way."""
+    nodes = copied_nodes(graph.module)
+    for node in list(nodes.nodes):
+        below = node.args[0] if node.target is aten.slice_scatter.default else None
+        if not isinstance(below, fx.Node) or below.target is not aten.slice_scatter.default:
+            continue
+        axis, (first, second) = node.args[2], (_scattered(below), _scattered(node))
+        if (first, second) != ((axis, 0, 2), (axis, 1, 2)) or not isinstance(axis, int):
+            continue
+        if not _fills(below, axis) or not _fills(node, axis):
+            continue
+        axis %= value(node).dim()
+        with nodes.inserting_before(node):
+            pair = call_node(nodes, aten.stack.default, [below.args[1], node.args[1]], axis + 1)
+            node.replace_all_uses_with(call_node(nodes, aten.flatten.using_ints, pair, axis, axis + 1))
+    return with_nodes(graph, nodes)
+
+
+def _scattered(node: fx.Node) -> tuple[object, ...]:
+    """(axis, start, step) of a slice_scatter."""
+    return (*node.args[2:4], node.args[5] if len(node.args) > 5 else 1)
+
+
+def _fills(node: fx.Node, axis: int) -> bool:
+    """Whether what is scattered is half as long as the target: no start or end cuts it short."""
+    source = node.args[1]
+    return isinstance(source, fx.Node) and value(source).shape[axis] * 2 == value(node).shape[axis]
 
 
 def drop_identities(graph: Graph) -> Graph:
