@@ -88,6 +88,18 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One run of a component after the loop, with buffers in the order of its inputs and outputs.
+
+    A buffer that is both input and output carries state from one call to the next: the feature cache of a video decoder.
+    """
+
+    component: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """An opened pipeline directory.
 
@@ -96,6 +108,8 @@ class Pipeline:
         latent_shape: (size) -> shape of one latent, without the batch axis.
         schedule_arguments: (size, steps) -> keyword arguments of `set_timesteps` beside the number of steps.
         size_multiple: height and width must be multiples of it, in pixels.
+        decode: what turns the buffer "latent" into pixels after the loop.
+        results: the buffers with the pixels, ["batch", H, W, 3] or ["batch", frames, H, W, 3]; several are joined along the frames.
         frames: frames of a video, None for images.
     """
 
@@ -112,5 +126,7 @@ class Pipeline:
     scheduler_folder: str = "scheduler"
     requests: tuple[Request, ...] = ()
     schedule_arguments: Callable[[Size, int], Mapping[str, Any]] = field(default=lambda size, steps: {})
+    decode: tuple[Call, ...] = (Call("vae_decoder", ("latent",), ("image",)),)
+    results: tuple[str, ...] = ("image",)
     frames: int | None = None
     frames_per_second: int | None = None
