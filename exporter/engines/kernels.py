@@ -19,7 +19,8 @@ How a kernel is recognised:
 - *gemm*: ``fully_connected``, alone or in the body of a ``runtime_fusion``. Its precision is that of its two operands: int8
   by int8 is an INT8 GEMM; half by half is FP16 whatever its inputs were dequantized from. A float GEMM is ``tf32`` where
   the header allows it (``tf32=1``, TensorRT's default) and ``fp32`` otherwise.
-- *attention*: a function with ``mha`` in its name (``_gemm_mha_v2``); its precision is that of its query.
+- *attention*: a function with ``mha`` in its name (``_gemm_mha_v2``). Its precision is the commonest type of its operands:
+  query, key and value share one, and come in no fixed order with masks between them.
 - *convolution*: ``corrltn`` (its name for convolution) and ``deconvolution``, also inside fusions.
 - *conversion*: a ``copy``, or a function that only casts, transposes, reshapes or moves (``__myl_TranReshMove``): work that
   a better spelling might save.
@@ -34,6 +35,7 @@ from __future__ import annotations
 import mmap
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +48,7 @@ _LONGEST_TEXT = 256 * 1024 * 1024
 _PRECISIONS = {"half": "fp16", "bf16": "bf16", "float": "fp32", "int8": "int8", "int4": "int4", "double": "fp64"}
 _CONVOLUTIONS = {"corrltn", "convolution", "deconvolution"}
 _NO_KERNELS = {"jmp", "cjmp", "shape_call", "assert", "memset", "label"}
+_NO_NUMBERS = {"bool", "int32", "int64"}
 _MOVES = {"Cast", "Tran", "Resh", "Move", "Copy", "Sque", "Unsq"}
 
 _TENSOR = re.compile(r"^  (?:sub_)?tensor=\{(.*) \}$", re.MULTILINE)
@@ -273,6 +276,12 @@ class _Graph:
     def described(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(self.types.get(name, "?") for name in names)
 
+    def commonest(self, names: Sequence[str]) -> list[str]:
+        """Those operands whose type is the most frequent one; masks and sizes (bool and integers) do not count."""
+        kinds = {name: self.types.get(name, "?").partition("[")[0] for name in names}
+        numbers = Counter(kind for kind in kinds.values() if kind not in _NO_NUMBERS)
+        return [name for name, kind in kinds.items() if numbers and kind == numbers.most_common(1)[0][0]]
+
     def precision(self, names: Sequence[str]) -> str:
         """Of an operation with these operands: theirs if they agree, "unknown" if the plan does not say."""
         kinds = {self.types.get(name, "?").partition("[")[0] for name in names}
@@ -347,7 +356,7 @@ def _classified(instruction: _Instruction, graph: _Graph) -> tuple[str, tuple[st
     if instruction.kind in _CONVOLUTIONS:
         return "convolution", (graph.precision(instruction.inputs[:2]),)
     if instruction.kind == "function" and "mha" in instruction.name:
-        return "attention", (graph.precision(instruction.inputs[:1]),)
+        return "attention", (graph.precision(graph.commonest(instruction.inputs)),)
     steps = re.findall(r"[A-Z][a-z0-9]*", instruction.name.removeprefix("__myl_"))
     moves = instruction.kind == "function" and bool(steps) and set(steps) <= _MOVES
     return ("conversion" if moves or instruction.kind == "copy" else "other"), ()

@@ -32,6 +32,23 @@ def test_attention_fuses_in_half_precisions(tmp_path: Path, onnx_type: str, prec
     assert (program.gemms, program.attentions, program.unfused_attention) == ({}, {precision: 1}, ())
 
 
+def test_attention_with_a_bias_and_two_boolean_masks(tmp_path: Path) -> None:
+    """The operands then come masks first, and masks must not count for the precision."""
+    program = counts(
+        tmp_path,
+        """g (float16[2,4,64,64] q, float16[2,4,64,64] k, float16[2,4,64,64] v,
+           float16[1,4,64,64] t, bool[2,1,1,64] m, bool[1,1,64,1] n, float16 low) => (float16[2,4,64,64] y) {
+            s = MatMul(q, k)
+            both = And(m, n)
+            mask = Where(both, t, low)
+            b = Add(s, mask)
+            p = Softmax<axis=-1>(b)
+            y = MatMul(p, v)
+        }""",
+    )
+    assert (program.attentions, program.gemms) == ({"fp16": 1}, {})
+
+
 @pytest.mark.parametrize(("onnx_type", "head", "precision"), [("float", 64, "fp32"), ("float16", 512, "fp16")])
 def test_attention_that_does_not_fuse_is_suspected(tmp_path: Path, onnx_type: str, head: int, precision: str) -> None:
     program = counts(tmp_path, ATTENTION.format(onnx_type, head))
