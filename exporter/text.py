@@ -13,13 +13,15 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from dexport.errors import UserError
+from dexport.exporter.html_entities import unescape_step
 from dexport.exporter.pipelines.family import Text
 
 # The white space that Python's str.strip removes, as a regular expression for the tokenizers library.
 _CLEANING: dict[str, dict[str, Any]] = {
+    "html": unescape_step(),
     "lower": {"type": "Lowercase"},
     "strip": {"type": "Strip", "strip_left": True, "strip_right": True},
-    "whitespace": {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+    "whitespace": {"type": "Replace", "pattern": {"Regex": r"[\s\x1c-\x1f]+"}, "content": " "},
 }
 
 

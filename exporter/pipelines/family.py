@@ -50,7 +50,7 @@ class Text:
         folder: subfolder of the pipeline that holds the tokenizer.
         length: tokens after padding and truncation.
         ids, mask: buffers to fill; mask may be absent.
-        clean: what the pipeline does to a prompt before it tokenizes: any of "lower", "strip", "whitespace".
+        clean: what the pipeline does to a prompt before it tokenizes: any of "lower", "strip", "whitespace", "html", in order.
     """
 
     name: str
