@@ -38,9 +38,17 @@ class WeightFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; an empty one is removed."""
         self._file.close()
-        if self.path.stat().st_size == 0:
+        if self.path.exists() and self.path.stat().st_size == 0:
             self.path.unlink()
+
+    def flush(self) -> None:
+        """Makes what was written readable for others."""
+        self._file.flush()
 
     def put(self, weight: Weight) -> Place:
         """Reads the weight and appends it, unless the same one is here already.

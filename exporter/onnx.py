@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,8 +37,11 @@ class OnnxFile:
     weight_bytes: int
 
 
-def onnx_from_graph(graph: Graph, path: Path, *, opset: int, weights: WeightFile) -> OnnxFile:
+def onnx_from_graph(graph: Graph, path: Path, *, opset: int, weights: WeightFile, storage: torch.dtype = torch.float32) -> OnnxFile:
     """Writes `graph` to `path`; weights go into `weights`, which several graphs may share.
+
+    Args:
+        storage: dtype in which fp32 matrices and kernels are stored; a Cast widens narrower ones when the model is loaded.
 
     Raises:
         Failure: an operation has no ONNX form, or a weight cannot be read.
@@ -48,6 +51,8 @@ def onnx_from_graph(graph: Graph, path: Path, *, opset: int, weights: WeightFile
     cleanup.CommonSubexpressionEliminationPass()(model)
     named = _transposed_at_rest(model, graph.used_weights())
     cleanup.RemoveUnusedNodesPass()(model)
+    if storage is not torch.float32:
+        named = _narrowed(model, named, storage)
     total = _place_weights(model, named, weights, path)
     _name_interface(model, graph)
     model.producer_name, model.producer_version = "dexport", None
@@ -102,6 +107,29 @@ def _permuted(weight: Weight, order: tuple[int, ...]) -> Weight:
     load = weight.load
     shape = tuple(weight.shape[i] for i in order)
     return replace(weight, shape=shape, load=lambda: load().permute(order).contiguous(), origin=f"{weight.origin} permuted {order}")
+
+
+def _narrowed(model: ir.Model, weights: Mapping[str, Weight], storage: torch.dtype) -> dict[str, Weight]:
+    """Stores fp32 matrices and kernels in `storage`, each behind a Cast back to fp32."""
+    named = dict(weights)
+    first = model.graph[0]
+    for name, weight in weights.items():
+        value = model.graph.initializers[name]
+        if weight.dtype is not torch.float32 or len(weight.shape) < 2 or not value.uses():
+            continue
+        named[name] = replace(weight, dtype=storage, load=_cast(weight, storage), origin=f"{weight.origin} as {storage}")
+        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+        cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = f"{name}.wide", value.shape, ir.TensorType(ir.DataType.FLOAT)
+        value.replace_all_uses_with(cast.outputs[0])
+        cast.replace_input_with(0, value)
+        model.graph.insert_before(first, cast)
+        value.type = ir.TensorType(_ir_type(storage))
+    return named
+
+
+def _cast(weight: Weight, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    load = weight.load
+    return lambda: load().to(dtype)
 
 
 def _hollow(name: str, weight: Weight) -> ir.LazyTensor:

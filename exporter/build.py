@@ -1,0 +1,233 @@
+"""`dexport build`: a pipeline directory becomes a bundle."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from tokenizers import Tokenizer
+
+from dexport.errors import UserError
+from dexport.exporter.bundle import BundleWriter
+from dexport.exporter.components import load_component
+from dexport.exporter.emit import Emitter, Ranges
+from dexport.exporter.golden import fits, golden_of
+from dexport.exporter.options import BuildOptions, Size
+from dexport.exporter.pipelines.family import Component
+from dexport.exporter.plan import Plan, plan
+from dexport.exporter.program import GUIDANCE_SCALE, GuidanceUse, Layout, compose
+from dexport.exporter.solver import probe
+from dexport.exporter.source import source_hash
+from dexport.exporter.text import tokenizer_json
+from dexport.passes.graph import Graph
+from dexport.passes.hoist import Hoisted, hoist
+from dexport.passes.ports import widen_ports
+from dexport.runtime.manifest import Golden, Guidance, JsonObject, Manifest, Model, ProgramEntry, RequestBuffer
+from dexport.runtime.program import Program, program_to_json
+from dexport.runtime.program_check import check_program
+from dexport.runtime.request import Asked, request_buffers
+from dexport.runtime.text import tokenize
+
+Report = Callable[[str, float | None], None]
+"""Called with the stage, and the fraction of the whole build that is done (None if unknown)."""
+
+GOLDEN_PROMPT = "a photograph of a red apple on a wooden table"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The graphs of one size."""
+
+    size: Size
+    encoders: tuple[Graph, ...]
+    denoiser: Hoisted
+    decoders: tuple[Graph, ...]
+
+
+def build(options: BuildOptions, output: Path, report: Report = lambda stage, done: None) -> Path:
+    """Builds a bundle at `output` (a folder, or one file if it ends in .dxb) and returns its path.
+
+    Raises:
+        UserError: the request cannot be met (see `plan`).
+        Failure: something broke on the way; nothing is left at `output`.
+    """
+    decided = plan(options)
+    with BundleWriter(output) as writer, Emitter(writer.directory, decided.target, decided.precision, decided.storage) as emitter:
+        splits = []
+        for index, size in enumerate(decided.sizes):
+            report(f"capture {size[0]}x{size[1]}", index / len(decided.sizes) * 0.3)
+            splits.append(_split(decided, size))
+        for index, split in enumerate(splits):
+            _emit(decided, split, emitter, first=index == 0, report=report)
+        emitter.finish()
+        report("sampling programs", 0.8)
+        programs = _write_programs(decided, splits, writer.directory, emitter)
+        texts = _write_tokenizers(decided, writer.directory)
+        golden: tuple[Golden, ...] = ()
+        if options.golden == "auto":
+            report("golden inputs and outputs", 0.85)
+            golden = _golden(decided, splits[0], programs[0], texts, writer.directory)
+        report("pack", 0.95)
+        path = writer.finish(_manifest(decided, splits[0], emitter, programs, texts, golden))
+    report("done", 1.0)
+    return path
+
+
+def _split(decided: Plan, size: Size) -> Split:
+    components = {c.name: c for c in decided.pipeline.components(size, decided.dtype)}
+
+    def load(component: Component) -> Graph:
+        return load_component(decided.directory, component, decided.dtype)
+
+    decoding = {call.component for call in decided.pipeline.decode}
+    encoders = tuple(widen_ports(load(c)) for n, c in components.items() if n != "denoiser" and n not in decoding)
+    decoders = tuple(widen_ports(load(c)) for n, c in components.items() if n in decoding)
+    hoisted = hoist(load(components["denoiser"]))
+    widened = {part: widen_ports(g) for part in ("loop", "table", "schedule", "prompt") if (g := getattr(hoisted, part)) is not None}
+    denoiser = Hoisted(
+        loop=widened["loop"],
+        table=widened.get("table"),
+        schedule=widened.get("schedule"),
+        prompt=widened.get("prompt"),
+        report=hoisted.report,
+    )
+    return Split(size, encoders, denoiser, decoders)
+
+
+def _emit(decided: Plan, split: Split, emitter: Emitter, *, first: bool, report: Report) -> None:
+    batch, steps = decided.options.batch, (min(decided.steps), decided.steps[0], max(decided.steps) * 2)
+    parts = 2 if decided.guided else 1
+
+    def rows(*factors: int) -> Ranges:
+        return Ranges(tuple((f, f * batch, f * batch) for f in factors), steps)
+
+    denoiser = split.denoiser
+    halves = (2, 1) if parts == 2 and decided.options.guidance_batching else (1,)
+    prelude = rows(2, 1) if parts == 2 else rows(1)
+    pieces: list[tuple[Graph | None, Ranges, Size | None]] = [(g, prelude, None) for g in split.encoders if first]
+    pieces += [(denoiser.prompt, prelude, split.size), (denoiser.schedule, prelude, split.size)]
+    pieces += [(denoiser.loop, rows(*halves), split.size), *((g, rows(1), split.size) for g in split.decoders)]
+    present = [(g, r, s) for g, r, s in pieces if g is not None]
+    for index, (graph, ranges, size) in enumerate(present):
+        report(f"build {graph.name}", 0.3 + 0.5 * index / len(present))
+        emitter.add(graph, ranges, size)
+
+
+def _write_programs(decided: Plan, splits: list[Split], folder: Path, emitter: Emitter) -> list[tuple[ProgramEntry, Program]]:
+    """Writes a program and its tables for every size, number of steps, and with and without guidance."""
+    written = []
+    (folder / "programs").mkdir()
+    for split in splits:
+        layout = Layout(decided.pipeline, split.encoders, split.denoiser, {g.name: g for g in split.decoders})
+        for steps in decided.steps:
+            solver = probe(decided.scheduler, decided.schedule(split.size, steps))
+            stem = f"{split.size[0]}x{split.size[1]}-{steps}"
+            tables_file = f"programs/tables-{stem}.safetensors"
+            for guided in (True, False) if decided.guided else (False,):
+                options = decided.options
+                guidance = GuidanceUse(guided, decided.guidance, options.guidance_interval, options.guidance_batching)
+                name = f"program-{stem}" + ("-guided" if guided else "")
+                program, tables = compose(layout, solver, split.size, guidance, name)
+                check_program(program, emitter.components)
+                (folder / f"programs/{name}.json").write_text(program_to_json(program))
+                has_tables = bool(tables)
+                if has_tables:
+                    safetensors.numpy.save_file({n: np.ascontiguousarray(t) for n, t in tables.items()}, folder / tables_file)
+                entry = ProgramEntry(
+                    file=f"programs/{name}.json",
+                    tables=tables_file if has_tables else None,
+                    scheduler=solver.scheduler,
+                    steps=steps,
+                    size=split.size,
+                    guided=guided,
+                )
+                written.append((entry, program))
+    return written
+
+
+def _write_tokenizers(decided: Plan, folder: Path) -> tuple[JsonObject, ...]:
+    entries: list[JsonObject] = []
+    for text in decided.pipeline.texts:
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        path = f"tokenizer/{text.name}.json"
+        (folder / path).write_text(tokenizer_json(decided.directory, text), encoding="utf-8")
+        entries.append({"name": text.name, "tokenizer": path, "length": text.length, "outputs": {"ids": text.ids, "mask": text.mask}})
+    return tuple(entries)
+
+
+def _golden(
+    decided: Plan, split: Split, first: tuple[ProgramEntry, Program], texts: tuple[JsonObject, ...], folder: Path
+) -> tuple[Golden, ...]:
+    """A golden run of the first program, if the model fits into memory."""
+    pieces = (*split.encoders, split.denoiser.prompt, split.denoiser.schedule, split.denoiser.loop, *split.decoders)
+    graphs = tuple(g for g in pieces if g is not None)
+    if not fits(graphs):
+        return ()
+    entry, program = first
+    tokenizers = {t["name"]: Tokenizer.from_str((folder / t["tokenizer"]).read_text(encoding="utf-8")) for t in texts}
+    asked = Asked([GOLDEN_PROMPT] if texts else None, None, None if texts else [1], {GUIDANCE_SCALE: decided.guidance})
+    request = request_buffers(texts, _requests(decided), program, entry.guided, asked, 1, lambda n, p: tokenize(tokenizers[n], p, n))
+    tables = safetensors.numpy.load_file(folder / entry.tables) if entry.tables else {}
+    return golden_of(graphs, program, tables, request, decided.precision, folder)
+
+
+def _requests(decided: Plan) -> tuple[RequestBuffer, ...]:
+    return tuple(
+        RequestBuffer(buffer=r.buffer, source=r.source, parameter=r.parameter, negative=r.negative) for r in decided.pipeline.requests
+    )
+
+
+def _manifest(
+    decided: Plan,
+    split: Split,
+    emitter: Emitter,
+    programs: list[tuple[ProgramEntry, Program]],
+    texts: tuple[JsonObject, ...],
+    golden: tuple[Golden, ...],
+) -> Manifest:
+    report = split.denoiser.report
+    config = decided.options.to_config() | {"precision": decided.precision, "steps": list(decided.steps), "guidance": decided.guidance}
+    return Manifest(
+        dexport=metadata.version("dexport"),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        model=Model(class_name=decided.pipeline.class_name, name=decided.options.model, sha256=source_hash(decided.directory)),
+        family=decided.pipeline.family,
+        target=decided.target.id,
+        backend=decided.target.backend,
+        precision=decided.precision,
+        config=json.loads(json.dumps(config)),
+        components=emitter.components,
+        text=texts,
+        requests=_requests(decided),
+        batch=decided.options.batch,
+        guidance=Guidance(kind=decided.pipeline.guidance.kind, default=decided.guidance),
+        frames_per_second=decided.pipeline.frames_per_second,
+        sizes=decided.sizes,
+        frames=decided.pipeline.frames,
+        programs=tuple(entry for entry, _ in programs),
+        hoisting={
+            "parameters": report.parameters,
+            "loop_parameters": report.loop_parameters,
+            "moved": [{"value": m.node, "depends_on": sorted(k.value for k in m.kinds), "shape": list(m.shape)} for m in report.moved],
+            "kept": [{"value": k.node, "reason": k.reason} for k in report.kept],
+        },
+        golden=golden,
+    )
+
+
+def default_output(options: BuildOptions) -> Path:
+    """MODEL-TARGET.dxb in the current folder.
+
+    Raises:
+        UserError: the model's name is empty.
+    """
+    stem = Path(options.model.rstrip("/")).name
+    if not stem:
+        raise UserError("model", expected="a directory or a hub id", got=repr(options.model), fix="name it")
+    return Path(f"{stem}-{options.target.replace('@', '-').replace(':', '-')}.dxb")

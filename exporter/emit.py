@@ -1,0 +1,163 @@
+"""A graph becomes a component of the bundle: ONNX always, then what the target's backend makes of it."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from dexport.exporter.engines.jetson import InputRange, KitComponent, write_kit
+from dexport.exporter.engines.openvino import ir_from_onnx
+from dexport.exporter.engines.tensorrt_rtx import build_engine
+from dexport.exporter.external_data import WeightFile
+from dexport.exporter.onnx import OnnxFile, onnx_from_graph
+from dexport.exporter.options import Size
+from dexport.passes.graph import BATCH, STEPS, Dim, Graph
+from dexport.runtime.manifest import Component, Port, Variant
+from dexport.targets.target import Target
+
+_FOLDER = "graphs"
+_ENGINES = "engines"
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Values of the symbolic sizes, one entry per optimization profile: (smallest, usual, largest) rows, and step counts."""
+
+    rows: tuple[tuple[int, int, int], ...]
+    steps: tuple[int, int, int]
+
+    def shapes(self, shape: Sequence[Dim], profile: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Smallest, usual and largest shape of a port in a profile."""
+        values = {BATCH: self.rows[profile], STEPS: self.steps}
+        low, usual, high = (tuple(values[d][i] if isinstance(d, str) else d for d in shape) for i in range(3))
+        return low, usual, high
+
+
+@dataclass
+class Emitter:
+    """Writes components into the folder of a bundle that is being made; a context manager that closes the weight files.
+
+    Graphs of one component at several sizes share one weight file.
+    """
+
+    directory: Path
+    target: Target
+    precision: str
+    storage: torch.dtype
+    components: dict[str, Component] = field(default_factory=dict)
+    _kit: list[KitComponent] = field(default_factory=list)
+    _weights: dict[str, WeightFile] = field(default_factory=dict)
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Emitter:
+        (self.directory / _FOLDER).mkdir(exist_ok=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._open.close()
+
+    def add(self, graph: Graph, ranges: Ranges, size: Size | None, *, islands: tuple[str, ...] = ()) -> None:
+        """Writes one component for one size (None: any size)."""
+        stem = graph.name if size is None else f"{graph.name}-{size[0]}x{size[1]}"
+        onnx = self._onnx(graph, stem)
+        variant = self._variant(graph, stem, onnx, ranges, size)
+        known = self.components.get(graph.name)
+        if known is not None:
+            variant = self._merged(known.variants[-1], variant)
+            self.components[graph.name] = replace(known, variants=(*known.variants, variant))
+            return
+        self.components[graph.name] = Component(
+            inputs=_ports(graph.inputs),
+            outputs=_ports(graph.outputs),
+            variants=(variant,),
+            parameters=graph.parameter_count(),
+            weight_bytes=onnx.weight_bytes,
+            precision="fp32" if islands == ("*",) else self.precision,
+            islands=islands,
+        )
+
+    def finish(self) -> None:
+        """Closes the weight files and writes what needs all components: the build kit of a Jetson."""
+        self._open.close()
+        if self.target.backend == "tensorrt-kit":
+            write_kit(self.directory, self._kit, self.target)
+
+    def _onnx(self, graph: Graph, stem: str) -> OnnxFile:
+        if graph.name not in self._weights:
+            path = self.directory / _FOLDER / f"{graph.name}.data"
+            self._weights[graph.name] = self._open.enter_context(WeightFile(path))
+        weights = self._weights[graph.name]
+        path = self.directory / _FOLDER / f"{stem}.onnx"
+        written = onnx_from_graph(graph, path, opset=self.target.onnx_opset, weights=weights, storage=self._stored())
+        weights.flush()
+        return written
+
+    def _stored(self) -> torch.dtype:
+        return self.storage if self.target.backend in ("openvino", "onnxruntime-cpu") else torch.float32
+
+    def _variant(self, graph: Graph, stem: str, onnx: OnnxFile, ranges: Ranges, size: Size | None) -> Variant:
+        match self.target.backend:
+            case "openvino":
+                ir = ir_from_onnx(onnx.path, self._engine_path(f"{stem}.xml"))
+                self._forget_onnx(graph.name, onnx)
+                files = (self._relative(ir.xml), self._relative(ir.bin))
+                return Variant(size=size, artifact=files[0], format="openvino", files=files)
+            case "tensorrt-rtx":
+                assert self.target.sm is not None
+                plan = self._engine_path(f"{stem}.plan")
+                report = build_engine(onnx.path, plan, sm=(self.target.sm,), profiles=_profiles(graph, ranges))
+                self._forget_onnx(graph.name, onnx)
+                files = (self._relative(plan),)
+                kernels = report.kernels.to_dict()
+                return Variant(size=size, artifact=files[0], format="tensorrt-rtx", files=files, native=True, kernels=kernels)
+            case backend:
+                files = tuple(self._relative(p) for p in (onnx.path, onnx.weights) if p is not None)
+                if backend == "tensorrt-kit":
+                    self._kit.append(KitComponent(stem, files[0], _kit_profiles(graph, ranges), onnx.weight_bytes))
+                return Variant(size=size, artifact=files[0], format="tensorrt-kit" if backend == "tensorrt-kit" else "onnx", files=files)
+
+    def _engine_path(self, name: str) -> Path:
+        (self.directory / _ENGINES).mkdir(exist_ok=True)
+        return self.directory / _ENGINES / name
+
+    def _forget_onnx(self, name: str, onnx: OnnxFile) -> None:
+        """Removes the intermediate ONNX once the engine holds the weights."""
+        self._weights.pop(name).close()
+        for path in (onnx.path, onnx.weights):
+            if path is not None:
+                path.unlink()
+
+    def _merged(self, known: Variant, new: Variant) -> Variant:
+        """Uses the files of another size where they are the same byte by byte (what a prelude computes seldom depends on the size)."""
+        pairs = list(zip(known.files, new.files))
+        if len(known.files) != len(new.files) or any(
+            a == b or not filecmp.cmp(self.directory / a, self.directory / b, shallow=False) for a, b in pairs
+        ):
+            return new
+        for _, path in pairs:
+            (self.directory / path).unlink()
+        return replace(known, size=new.size)
+
+    def _relative(self, path: Path) -> str:
+        return os.path.relpath(path, self.directory).replace(os.sep, "/")
+
+
+def _ports(ports: Sequence[Any]) -> dict[str, Port]:
+    return {p.name: Port(dtype=str(p.dtype).removeprefix("torch."), shape=tuple(p.shape)) for p in ports}
+
+
+def _profiles(graph: Graph, ranges: Ranges) -> list[Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]]:
+    symbolic = [p for p in graph.inputs if any(isinstance(d, str) for d in p.shape)]
+    return [{p.name: ranges.shapes(p.shape, i) for p in symbolic} for i in range(len(ranges.rows))] if symbolic else []
+
+
+def _kit_profiles(graph: Graph, ranges: Ranges) -> tuple[tuple[InputRange, ...], ...]:
+    return tuple(tuple(InputRange(name, *shapes) for name, shapes in profile.items()) for profile in _profiles(graph, ranges))

@@ -1,0 +1,76 @@
+"""Self test: repeats a bundle's golden runs with its engines on this machine and compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dexport.errors import UserError
+from dexport.runtime.bundle import Bundle
+from dexport.runtime.engines import open_engine
+from dexport.runtime.interpreter import run_program
+from dexport.runtime.manifest import Golden
+from dexport.runtime.noise import TorchNoise
+from dexport.runtime.pipeline import load_program
+
+GOLDEN_SEED = 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: relative L2 error against the golden outputs, the largest of all outputs."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance (NaN is not)."""
+        return self.error <= self.tolerance
+
+
+def selftest(bundle: Bundle) -> list[Check]:
+    """Runs every golden of the bundle: each component alone, then the whole.
+
+    Raises:
+        UserError: the bundle carries no golden inputs.
+    """
+    if not bundle.manifest.golden:
+        fix = "rebuild with --golden auto on a machine whose memory holds the model"
+        raise UserError(str(bundle.path), expected="golden inputs and outputs", got="none in the bundle", fix=fix)
+    return [_check(bundle, golden) for golden in bundle.manifest.golden]
+
+
+def _check(bundle: Bundle, golden: Golden) -> Check:
+    inputs, expected = bundle.tensors(golden.inputs), bundle.tensors(golden.outputs)
+    given = _whole(bundle, inputs) if golden.component == "pipeline" else _component(bundle, golden.component, inputs)
+    return Check(golden.component, max(relative_error(given[n], expected[n]) for n in expected), golden.tolerance)
+
+
+def _component(bundle: Bundle, name: str, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    engine = open_engine(bundle, name, bundle.manifest.sizes[0])
+    try:
+        return dict(engine(inputs))
+    finally:
+        engine.close()
+
+
+def _whole(bundle: Bundle, request: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    entry = bundle.manifest.programs[0]
+    engines = {name: open_engine(bundle, name, entry.size) for name in bundle.manifest.components}
+    try:
+        tables = bundle.tensors(entry.tables) if entry.tables else {}
+        return run_program(load_program(bundle, entry), engines, request, parameters={}, noise=TorchNoise(GOLDEN_SEED), tables=tables)
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def relative_error(given: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    """||given - expected|| / ||expected||, in float64."""
+    difference = np.linalg.norm(given.astype(np.float64).ravel() - expected.astype(np.float64).ravel())
+    return float(difference / max(float(np.linalg.norm(expected.astype(np.float64).ravel())), 1e-12))
