@@ -34,6 +34,7 @@ def generate(
             guidance_scale=guidance,
             use_resolution_binning=False,
             clean_caption=False,
+            max_sequence_length=grammar.MOST_TOKENS,
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(part))],
             output_type="np",
         )

@@ -15,6 +15,10 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("left of", "right of", "above", "below")
 
+# The longest sentence has 10 words; the tokenizer adds an end token. Masked padding changes nothing, so training pads to this
+# and a pipeline to whatever its max_sequence_length says.
+MOST_TOKENS = 12
+
 # Every (colour, shape, place) gives three prompts: small, large and no size. 171 of the 432 are kept from training, 513 prompts.
 HELD_OUT_TRIPLES = 171
 HELD_OUT_TWO_PERCENT = 10

@@ -6,15 +6,12 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 TEXT_WIDTH = 96
 HEADS, HEAD_WIDTH, LAYERS = 6, 32, 6
-# The longest sentence of the grammar has 10 words and the end token. Masked padding changes nothing, so training pads to this
-# and the pipeline to whatever max_sequence_length says.
-TEXT_TOKENS = 12
 
 
 def new_tokenizer() -> T5Tokenizer:
     """Return a tokenizer that knows the words of the grammar; everything else becomes ``<unk>``."""
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in grammar.words())]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_TOKENS * 10)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=grammar.MOST_TOKENS * 10)
 
 
 def new_text_encoder(vocabulary_size: int) -> T5EncoderModel:

@@ -5,10 +5,13 @@
 
 import argparse
 import copy
+import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import checkpoint
+import grammar
 import model
 import pictures
 import torch
@@ -43,13 +46,13 @@ class Denoiser(nn.Module):
 
 
 def tokenise(prompts: list[str]) -> torch.Tensor:
-    """Return token ids, [n, TEXT_TOKENS]."""
-    return model.new_tokenizer()(prompts, padding="max_length", max_length=model.TEXT_TOKENS, return_tensors="pt").input_ids
+    """Return token ids, [n, MOST_TOKENS]."""
+    return model.new_tokenizer()(prompts, padding="max_length", max_length=grammar.MOST_TOKENS, return_tensors="pt").input_ids
 
 
 @torch.no_grad()
 def cached_latents(work_dir: Path, count: int) -> dict[str, torch.Tensor]:
-    """Draw and encode the training pictures once: latents float16 [count, 4, 16, 16], tokens [count, TEXT_TOKENS]."""
+    """Draw and encode the training pictures once: latents float16 [count, 4, 16, 16], tokens [count, MOST_TOKENS]."""
     path = work_dir / f"latents-{count}.pt"
     found = checkpoint.load(path)
     if found:
@@ -65,29 +68,45 @@ def cached_latents(work_dir: Path, count: int) -> dict[str, torch.Tensor]:
     return cache
 
 
-def step_loss(denoiser: nn.Module, cache: dict[str, torch.Tensor], alphas: torch.Tensor, step: int) -> torch.Tensor:
-    """Mean squared error of the v-prediction (Salimans and Ho 2022, appendix D) on the batch that belongs to ``step``."""
+def draw_batch(cache: dict[str, torch.Tensor], timesteps: int, step: int) -> tuple[torch.Tensor, ...]:
+    """Return the clean latents, noise, training steps and tokens that belong to ``step``."""
     draw = torch.Generator().manual_seed(step)
     rows = torch.randint(len(cache["latents"]), (BATCH,), generator=draw)
     clean, tokens = cache["latents"][rows].float(), cache["tokens"][rows]
     tokens[torch.rand(BATCH, generator=draw) < EMPTY_SHARE] = tokenise([""])
     # One timestep from each of BATCH equal intervals: less variance than independent draws.
-    times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) * (len(alphas) / BATCH)).long()
-    noise = torch.randn(clean.shape, generator=draw)
+    times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=draw)) * (timesteps / BATCH)).long()
+    return clean, torch.randn(clean.shape, generator=draw), times, tokens
+
+
+def backward(denoiser: nn.Module, alphas: torch.Tensor, batch: tuple[torch.Tensor, ...]) -> float:
+    """Leave the gradients of the v-prediction's mean squared error (Salimans and Ho 2022, appendix D) and return the error."""
+    clean, noise, times, tokens = batch
     signal, sigma = alphas[times].sqrt()[:, None, None, None], (1 - alphas[times]).sqrt()[:, None, None, None]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predicted = denoiser(signal * clean + sigma * noise, times, tokens)
-    return (predicted.float() - (signal * noise - sigma * clean)).square().mean()
+    loss = (predicted.float() - (signal * noise - sigma * clean)).square().mean()
+    loss.backward()
+    return float(loss.detach())
 
 
 def export(work_dir: Path, averaged: Denoiser) -> None:
     """Write the pipeline with averaged weights in float16."""
     vae = AutoencoderKL.from_pretrained(work_dir / "vae")
     parts = copy.deepcopy(averaged)
-    model.assemble(vae, parts.text_encoder, parts.transformer).to(torch.float16).save_pretrained(work_dir / "pipeline")
+    folder = work_dir / "pipeline"
+    model.assemble(vae, parts.text_encoder, parts.transformer).to(torch.float16).save_pretrained(folder)
+    # transformers loads in the type that its configuration names, diffusers in float32: without this a plain from_pretrained
+    # would mix the two.
+    _edit(folder / "text_encoder" / "config.json", dtype="float32")
+    _edit(folder / "vae" / "config.json", _name_or_path="vae")
 
 
-def train(work_dir: Path, steps: int, every: int) -> None:
+def _edit(config: Path, **changes: str) -> None:
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes, indent=2, sort_keys=True) + "\n")
+
+
+def train(work_dir: Path, steps: int, every: int, workers: int) -> None:
     """Train up to ``steps``; every ``every`` steps write a checkpoint and the pipeline."""
     torch.manual_seed(0)
     denoiser = Denoiser()
@@ -102,17 +121,20 @@ def train(work_dir: Path, steps: int, every: int) -> None:
         first = state["step"]
     cache = cached_latents(work_dir, PICTURES)
     alphas = model.new_scheduler().alphas_cumprod
+    # One replica and one thread per core meet once per step; threads inside every operation meet hundreds of times, and on a
+    # machine that others use too each meeting waits for the core that is busy elsewhere (measured: half the speed).
+    torch.set_num_threads(1)
+    replicas = [denoiser, *(copy.deepcopy(denoiser) for _ in range(workers - 1))]
+    pool = ThreadPoolExecutor(workers)
     started, losses = time.monotonic(), []
     for step in range(first, steps):
         optimizer.param_groups[0]["lr"] = checkpoint.learning_rate(step, steps, PEAK_RATE, WARM_UP)
-        loss = step_loss(denoiser, cache, alphas, step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-        optimizer.step()
+        batch = draw_batch(cache, len(alphas), step)
+        shares = [tuple(part[worker::workers] for part in batch) for worker in range(workers)]
+        losses.append(sum(pool.map(backward, replicas, [alphas] * workers, shares)) / workers)
+        update(replicas, optimizer)
         decay = min(EMA_DECAY, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(averaged.parameters()), list(denoiser.parameters()), 1 - decay)
-        losses.append(float(loss.detach()))
         if (step + 1) % 50 == 0:
             rate = (time.monotonic() - started) / (step + 1 - first)
             print(f"step {step + 1} loss {sum(losses) / len(losses):.5f} {rate:.3f} s/step", flush=True)
@@ -123,12 +145,26 @@ def train(work_dir: Path, steps: int, every: int) -> None:
             export(work_dir, averaged)
 
 
+@torch.no_grad()
+def update(replicas: list[Denoiser], optimizer: torch.optim.Optimizer) -> None:
+    """Step the first replica with the mean of all gradients and copy it to the others."""
+    leader = list(replicas[0].parameters())
+    for replica in replicas[1:]:
+        torch._foreach_add_([parameter.grad for parameter in leader], [parameter.grad for parameter in replica.parameters()])
+        replica.zero_grad()
+    torch._foreach_div_([parameter.grad for parameter in leader], len(replicas))
+    torch.nn.utils.clip_grad_norm_(leader, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    for replica in replicas[1:]:
+        torch._foreach_copy_(list(replica.parameters()), leader)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work_dir", type=Path)
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="cores to use")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    train(arguments.work_dir, arguments.steps, arguments.every)
+    train(arguments.work_dir, arguments.steps, arguments.every, arguments.workers)
