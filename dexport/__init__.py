@@ -11,21 +11,20 @@ Importing this package imports nothing heavy; what a call needs is imported by t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
 from dexport.errors import DexportError, Failure, UserError
 
+TYPE_CHECKING = False  # as type checkers know it, without importing typing
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any, Literal
+
     from dexport.runtime.pipeline import Pipeline
 
     __version__: str
+    Report = Callable[[str, float | None], None]
 
 __all__ = ["DexportError", "Failure", "UserError", "build", "load"]
-
-Report = Callable[[str, float | None], None]
-"""Called with the name of a stage and the fraction of it that is done, None where that is not known."""
 
 
 def build(
@@ -37,7 +36,7 @@ def build(
         model: a diffusers pipeline directory or a hub id.
         target: what to build for, such as "cpu", "rtx-4090" or "jetson-orin"; `dexport targets` lists all.
         output: a name ending in .dxb for one file, any other for a folder; by default MODEL-TARGET.dxb in the current folder.
-        report: called as the build proceeds.
+        report: called with what is going on and the fraction of the build that is done, None where that is not known.
         options: the other fields of `dexport.exporter.options.BuildOptions`, such as steps=20 or sizes=["512x768"].
 
     Returns:
@@ -47,6 +46,8 @@ def build(
         UserError: the request is impossible, or a package is missing.
         Failure: something broke on the way; no bundle is left behind.
     """
+    from pathlib import Path
+
     from dexport.building import build_bundle
     from dexport.exporter.options import options_from
 
