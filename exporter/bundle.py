@@ -37,6 +37,7 @@ from dexport.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, manifes
 
 ARCHIVE_SUFFIX = ".dxb"
 _CHUNK_BYTES = 1 << 20
+_NO_SPACE_BYTES = 64 << 10  # an error on a disk with less free than this is taken for the disk's
 _LOCAL_HEADER_BYTES = 30
 _ZIP64_FIELD_BYTES = 20  # zipfile puts one into every local header when told force_zip64
 _PADDING_FIELD = 0xD935  # the kind that Android's zipalign uses for the same purpose
@@ -83,10 +84,11 @@ class BundleWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Removes what is not finished; turns a full disk into Failure."""
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        written = sum(path.lstat().st_size for path in self._temporary.rglob("*")) if full else 0
+        """Removes what is not finished; turns a full disk into Failure, whatever a compiler made of it."""
         free = shutil.disk_usage(self._temporary).free
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full |= isinstance(error, Exception) and not isinstance(error, DexportError) and free < _NO_SPACE_BYTES
+        written = sum(path.lstat().st_size for path in self._temporary.rglob("*")) if full else 0
         self._remove()
         if full:
             needed = max(self._needed_bytes, written + free + 1)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,16 @@ def sample_manifest() -> Manifest:
     )
 
 
-def write_sample(out: Path) -> Path:
-    """Writes the sample bundle, as a folder or a `.dxb`."""
+def write_sample(out: Path, *, weights_bytes: int | None = None) -> Path:
+    """Writes the sample bundle, as a folder or a `.dxb`; with `weights_bytes`, a file of so many zeros `weights.bin` in it."""
     with BundleWriter(out) as writer:
         for relative, content in sample_files().items():
             path = writer.directory / relative
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+        if weights_bytes is not None:
+            (writer.directory / "weights.bin").touch()
+            os.truncate(writer.directory / "weights.bin", weights_bytes)  # a hole, which takes no disk
         return writer.finish(sample_manifest())
 
 

@@ -2,6 +2,7 @@ import concurrent.futures
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 
 from dexport.errors import Failure, UserError
-from dexport.exporter.bundle import BundleWriter
 from dexport.runtime.bundle import Bundle, open_bundle
 from dexport.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from dexport.runtime.trust import default_trust_file, trust
@@ -26,9 +26,9 @@ from tests.runtime.sample_bundle import (
     edited_manifest,
     onnx_with_external_weights,
     sample_files,
-    sample_manifest,
     write_sample,
 )
+from tests.runtime.small_disk import run_on_small_disk
 
 REBUILD = "get the bundle again or rebuild it"
 FORMS = pytest.mark.parametrize("name", ["folder", "archive.dxb"])
@@ -347,6 +347,25 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
         bundle.file(LOOP)
 
 
+def test_a_full_disk_while_unpacking(tmp_path: Path) -> None:
+    write_sample(tmp_path / "a.dxb", weights_bytes=2 << 20)
+    (tmp_path / "disk").mkdir()
+    code = """
+import os, sys
+from dexport.errors import Failure
+from dexport.runtime.bundle import open_bundle
+os.environ["DEXPORT_CACHE_DIR"] = os.getcwd()
+try:
+    open_bundle(sys.argv[1]).file("weights.bin")
+except Failure as failure:
+    print(failure)
+print([name for _, _, names in os.walk(".") for name in names])
+"""
+    output = run_on_small_disk(tmp_path / "disk", code, str(tmp_path / "a.dxb"))
+    message = r"/bundles/[0-9a-f]{64}: expected room to unpack 2097152 bytes of weights.bin, got [0-9]+ bytes free; free some space or set"
+    assert re.search(message, output) and output.endswith("\n[]\n")
+
+
 # Memory
 
 _MEASURE = """
@@ -365,14 +384,7 @@ with open("/proc/self/smaps_rollup") as file:
 @FORMS
 def test_a_400_mb_bundle_takes_little_private_memory(tmp_path: Path, name: str) -> None:
     size = 400 << 20
-    with BundleWriter(tmp_path / name) as writer:
-        for relative, content in sample_files().items():
-            path = writer.directory / relative
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        (writer.directory / "weights.bin").touch()
-        os.truncate(writer.directory / "weights.bin", size)  # a hole: no disk is written for the folder
-        writer.finish(sample_manifest())
+    write_sample(tmp_path / name, weights_bytes=size)
     run = subprocess.run([sys.executable, "-c", _MEASURE, str(tmp_path / name)], capture_output=True, text=True, check=True)
     print(f"{name}: {int(run.stdout) / 2**20:.1f} MiB private, imports included, for {size >> 20} MiB of weights")
     assert int(run.stdout) <= 32 << 20
