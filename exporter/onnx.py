@@ -18,6 +18,7 @@ from onnx_ir.passes import common as cleanup
 
 from dexport.errors import Failure
 from dexport.exporter.external_data import WeightFile
+from dexport.exporter.onnx_fold import fold_constants
 from dexport.exporter.spellings import translations
 from dexport.passes.graph import BATCH, STEPS, Graph, Port, Weight
 
@@ -48,6 +49,7 @@ def onnx_from_graph(graph: Graph, path: Path, *, opset: int, weights: WeightFile
     """
     model = _translated(graph, opset)
     cleanup.IdentityEliminationPass()(model)
+    fold_constants(model, set(graph.used_weights()))
     cleanup.CommonSubexpressionEliminationPass()(model)
     named = _transposed_at_rest(model, graph.used_weights())
     cleanup.RemoveUnusedNodesPass()(model)
