@@ -30,7 +30,7 @@ from dexport.runtime.strict_json import shown
 from dexport.runtime.tensor_file import tensors_from_bytes
 from dexport.runtime.trust import default_trust_file, trusted_hashes
 
-ONNX_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", "dexport"})
+ONNX_DOMAINS = frozenset({"", "ai.onnx.ml", "com.microsoft", "dexport", "trt"})
 _CHUNK_BYTES = 1 << 20
 _MAX_READ_BYTES = 256 << 20
 _ABANDONED_SECONDS = 24 * 3600  # a part file this old belongs to a process that was killed
