@@ -31,7 +31,7 @@ _MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an engine; a free size is -1."""
+    """An input or output of an engine; a free size is -1, bfloat16 travels as its bits in uint16."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class TensorRTEngine:
 
     Raises:
         UserError: the package is missing, there is no NVIDIA driver or GPU, or the plan is for another GPU or version.
-        Failure: the engine needs what this runtime does not have, such as bfloat16 inputs.
+        Failure: the engine needs what this runtime does not have, such as inputs in FP8.
     """
 
     def __init__(self, path: Path, backend: str, name: str, *, sm: Sequence[int] = (), cache: Path | None = None) -> None:
@@ -137,13 +137,13 @@ class TensorRTEngine:
             raise self._unusable(f"{name}, which holds a shape, on the host")
         kind = self._engine.get_tensor_dtype(name)
         try:
-            dtype = np.dtype(trt.nptype(kind))
-        except TypeError as error:  # bfloat16 and the 8- and 4-bit formats have no NumPy type
+            dtype = np.dtype(np.uint16 if kind == trt.DataType.BF16 else trt.nptype(kind))
+        except TypeError as error:  # 8- and 4-bit floating-point formats
             raise self._unusable(f"{name} in {kind}") from error
         return Tensor(dtype, tuple(self._engine.get_tensor_shape(name)))
 
     def _unusable(self, got: str) -> Failure:
-        fix = "export the component with fp16 or fp32 inputs and outputs"
+        fix = "export the component with fp16, bf16 or fp32 inputs and outputs"
         return Failure(self._name, expected="inputs and outputs that NumPy can hold, in GPU memory", got=got, fix=fix)
 
     def _ranges(self, profile: int) -> dict[str, Range]:
