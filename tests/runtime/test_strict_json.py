@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dexport.errors import UserError
@@ -41,6 +41,7 @@ def test_depth_counts_to_the_limit() -> None:
     assert parse_json(data, "m.json", max_bytes=100) is not None
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text(max_size=300))
 def test_shown_text_is_one_short_printable_line(text: str) -> None:
     line = shown(text)

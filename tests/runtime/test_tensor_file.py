@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
@@ -19,6 +19,7 @@ def _file(header: object, body: bytes = b"") -> np.ndarray[Any, np.dtype[np.uint
     return np.frombuffer(len(text).to_bytes(8, "little") + text + body, np.uint8)
 
 
+@settings(deadline=None, derandomize=True)
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
