@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dexport.errors import UserError
+from dexport.exporter.step_trace import CannotRecordError
 
 _OUR_SEED = 0x5EED_0F_A_9B0BE
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -99,21 +100,60 @@ def run_scheduler(
     name = type(scheduler).__name__
     inputs, samples, draws = [], [sample], []
     mode = _Intercept(name, sample.shape, noise)
-    extra: dict[str, Any] = {"old_pred_original_sample": None}
+    original = None
     for index, timestep in enumerate(timesteps):
-        with _refusing(name, f"step {index} (timestep {float(timestep):g})"), torch.no_grad(), mode:
-            scaled = own.scale_model_input(sample, timestep) if hasattr(own, "scale_model_input") else sample
-            output = model(index, scaled)
-            before = mode.drawn
-            arguments = step_arguments(own, schedule, timesteps, index) | {"model_output": output, "sample": sample} | extra
-            returned = own.step(**_accepted(own.step, arguments))
-        sample = _sample_of(returned, sample, f"scheduler {name}, step {index} (timestep {float(timestep):g})")
-        if len(returned) > 1:
-            extra = {"old_pred_original_sample": returned[1]}
+        with _refusing(name, f"step {index} (timestep {float(timestep):g})"), mode:
+            scaled = scaled_input(own, sample, timestep)
+        output = model(index, scaled)
+        before = mode.drawn
+        returned = call_step(own, schedule, timesteps, index, sample, output, mode, original)
+        sample, original = returned[0], returned[1] if len(returned) > 1 else None
         inputs.append(scaled)
         samples.append(sample)
         draws.append(mode.drawn - before)
     return Trajectory(tuple(float(t) for t in timesteps), tuple(inputs), tuple(samples), tuple(draws))
+
+
+def scaled_input(scheduler: Any, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """The model's input; schedulers without `scale_model_input` show the model the sample itself."""
+    return torch.as_tensor(scheduler.scale_model_input(sample, timestep)) if hasattr(scheduler, "scale_model_input") else sample
+
+
+def call_step(
+    scheduler: Any,
+    schedule: Schedule,
+    timesteps: torch.Tensor,
+    index: int,
+    sample: torch.Tensor,
+    output: torch.Tensor,
+    mode: TorchDispatchMode,
+    original: torch.Tensor | None = None,
+) -> Sequence[Any]:
+    """Makes step `index` of a ready scheduler under a dispatch mode.
+
+    Args:
+        scheduler: from `ready_scheduler`, after the steps before; changed.
+        schedule: how it was set up.
+        timesteps: from `ready_scheduler`.
+        index: which step.
+        sample: current sample.
+        output: the model's.
+        mode: sees every operation.
+        original: the second thing that the step before returned, for schedulers that want it back.
+
+    Returns:
+        What `step` returns; first of it the next sample.
+
+    Raises:
+        UserError: as `run_scheduler`.
+    """
+    where = f"step {index} (timestep {float(timesteps[index]):g})"
+    arguments = step_arguments(scheduler, schedule, timesteps, index)
+    arguments |= {"model_output": output, "sample": sample, "old_pred_original_sample": original}
+    accepted = inspect.signature(scheduler.step).parameters
+    with _refusing(type(scheduler).__name__, where), torch.no_grad(), mode:
+        returned = scheduler.step(**{name: value for name, value in arguments.items() if name in accepted})
+    return _with_sample(returned, sample, f"scheduler {type(scheduler).__name__}, {where}")
 
 
 def step_arguments(scheduler: Any, schedule: Schedule, timesteps: torch.Tensor, index: int) -> dict[str, Any]:
@@ -143,17 +183,13 @@ def step_arguments(scheduler: Any, schedule: Schedule, timesteps: torch.Tensor, 
     return values
 
 
-def _accepted(step: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(step).parameters
-    return {name: value for name, value in arguments.items() if name in parameters}
-
-
-def _sample_of(returned: Any, sample: torch.Tensor, where: str) -> torch.Tensor:
-    first = returned[0] if isinstance(returned, Sequence) else returned
+def _with_sample(returned: Any, sample: torch.Tensor, where: str) -> Sequence[Any]:
+    sequence = returned if isinstance(returned, Sequence) else (returned,)
+    first = sequence[0]
     if not isinstance(first, torch.Tensor) or first.shape != sample.shape or not first.is_floating_point():
         got = f"{str(first.dtype).removeprefix('torch.')} {list(first.shape)}" if isinstance(first, torch.Tensor) else type(first).__name__
         raise UserError(where, expected=f"a sample of shape {list(sample.shape)}", got=got, fix=FIX)
-    return first
+    return sequence
 
 
 class _refusing:
@@ -166,7 +202,7 @@ class _refusing:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
-        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+        if error is None or isinstance(error, (UserError, CannotRecordError)) or not isinstance(error, Exception):
             return
         lines = str(error).strip().splitlines() or [""]
         raise UserError(self._where, expected="it to run", got=f"{type(error).__name__}: {lines[0][:160]}", fix=FIX) from error

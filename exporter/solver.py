@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from dexport.errors import UserError
-from dexport.exporter.recurrence import Array, Recurrence, Table, find_recurrence, replay
+from dexport.exporter.recurrence import Array, Recurrence, Step, Table, find_recurrence, replay
 from dexport.exporter.scheduler_run import FIX, Schedule, Trajectory, ready_scheduler, run_scheduler
+from dexport.exporter.step_component import SteppedSolver, trace_steps
 
 MAX_STATE_BUFFERS = 12
 _TOLERANCE = 1e-5
@@ -35,6 +36,8 @@ class Solver:
         init_noise: what the first noise is multiplied by to become the first sample.
         init_clean: what a given clean sample is multiplied by and added, for runs that start later than step 0; else 0.
         recurrence: coefficients of every model call in float64; slot 0 is the sample.
+        stepped: for schedulers that are not linear but keep no history: the components that make each step instead of the
+            recurrence's updates, which are empty then.
     """
 
     scheduler: str
@@ -43,6 +46,11 @@ class Solver:
     init_noise: float
     init_clean: float
     recurrence: Recurrence
+    stepped: SteppedSolver | None = None
+
+
+class _NotLinearError(UserError):
+    """What a step does is no sum; it may still be a component."""
 
 
 def probe(scheduler: Any, schedule: Schedule) -> Solver:
@@ -61,6 +69,18 @@ def probe(scheduler: Any, schedule: Schedule) -> Solver:
         if not bool((sample == 0).all()):
             became = "become NaN" if bool(sample.isnan().any()) else "do not stay zero"
             raise _not_linear(name, still, index, f"zeros that {became}")
+    init_noise, init_clean = initial_scales(scheduler, schedule)
+    try:
+        recurrence, stepped = _linear(scheduler, schedule, still), None
+    except _NotLinearError as error:
+        stepped = trace_steps(scheduler, schedule, still, error.got)
+        steps = zip(stepped.input_scales, still.draws)
+        recurrence = Recurrence(tuple(Step(np.array([scale]), (), draws) for scale, draws in steps), rank=1, slots=1)
+    return Solver(name, schedule, still.timesteps, init_noise, init_clean, recurrence, stepped)
+
+
+def _linear(scheduler: Any, schedule: Schedule, still: Trajectory) -> Recurrence:
+    name = type(scheduler).__name__
     table = _one_hot_table(scheduler, schedule, still, 1.0)
     for scale in _SCALES:
         other = _one_hot_table(scheduler, schedule, still, scale)
@@ -71,8 +91,7 @@ def probe(scheduler: Any, schedule: Schedule) -> Solver:
     if recurrence.rank > MAX_STATE_BUFFERS:
         expected = f"at most {MAX_STATE_BUFFERS} buffers of history"
         raise UserError(f"scheduler {name}", expected=expected, got=str(recurrence.rank), fix=FIX)
-    init_noise, init_clean = initial_scales(scheduler, schedule)
-    return Solver(name, schedule, still.timesteps, init_noise, init_clean, recurrence)
+    return recurrence
 
 
 def initial_scales(scheduler: Any, schedule: Schedule) -> tuple[float, float]:
@@ -140,12 +159,12 @@ def _compare(name: str, still: Trajectory, what: str, expected: tuple[Array, Arr
             difference = float(np.linalg.norm(ours - theirs))
             if not difference <= _TOLERANCE * size:
                 relative = difference / size if size else difference
-                raise _not_linear(name, still, index, f"a relative difference of {relative:.1e} with {what}")
+                raise _not_linear(name, still, index, f"a relative difference of {relative:.1e} in step {index} with {what}")
 
 
-def _not_linear(name: str, trajectory: Trajectory, index: int, got: str) -> UserError:
+def _not_linear(name: str, trajectory: Trajectory, index: int, got: str) -> _NotLinearError:
     where = f"scheduler {name}, step {index} (timestep {trajectory.timesteps[index]:g})"
-    return UserError(where, expected="a step that is linear in sample, model outputs and noise", got=got, fix=FIX)
+    return _NotLinearError(where, expected="a step that is linear in sample, model outputs and noise", got=got, fix=FIX)
 
 
 def _rows(tensors: tuple[torch.Tensor, ...]) -> Array:
