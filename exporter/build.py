@@ -28,11 +28,13 @@ from dexport.exporter.text import tokenizer_json
 from dexport.passes.graph import Graph
 from dexport.passes.hoist import Hoisted, hoist
 from dexport.passes.ports import widen_ports
+from dexport.runtime.bundle import open_bundle
 from dexport.runtime.manifest import Golden, Guidance, JsonObject, Manifest, Model, ProgramEntry, RequestBuffer
 from dexport.runtime.program import Program, program_to_json
 from dexport.runtime.program_check import check_program
 from dexport.runtime.request import Asked, request_buffers
 from dexport.runtime.text import tokenize
+from dexport.runtime.trust import default_trust_file, trust
 
 Report = Callable[[str, float | None], None]
 """Called with the stage, and the fraction of the whole build that is done (None if unknown)."""
@@ -75,8 +77,17 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
             golden = _golden(decided, splits[0], programs[0], texts, writer.directory)
         report("pack", 0.95)
         path = writer.finish(_manifest(decided, splits[0], emitter, programs, texts, golden))
+    _trust_own_code(path)
     report("done", 1.0)
     return path
+
+
+def _trust_own_code(path: Path) -> None:
+    """Engines that were built here may run here."""
+    manifest = open_bundle(path, verify="sizes").manifest
+    own = {manifest.files[file].sha256: f"{path.name}: {file}" for file in sorted(manifest.native_files())}
+    if own:
+        trust(own, default_trust_file())
 
 
 def _split(decided: Plan, size: Size) -> Split:

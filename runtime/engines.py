@@ -42,7 +42,8 @@ def open_engine(bundle: Bundle, component: str, size: tuple[int, int]) -> Engine
 
             weights = next(f for f in variant.files if f.endswith(".bin"))
             precision = bundle.manifest.components[component].precision
-            return OpenVinoEngine(bundle.read_bytes(variant.artifact), bundle.map(weights), precision, compile_cache(), name)
+            mapped = bundle.map(weights, copy_on_write=True)
+            return OpenVinoEngine(bundle.read_bytes(variant.artifact), mapped, precision, compile_cache(), name)
         case "onnx":
             from dexport.runtime.backends.onnxruntime import OnnxRuntimeEngine
 

@@ -24,7 +24,7 @@ class OpenVinoEngine:
 
     Args:
         xml: the topology, as bytes.
-        weights: uint8, mapped; must stay valid as long as the engine lives.
+        weights: uint8, mapped copy-on-write, because OpenVINO refuses read-only memory; it is shared, not copied.
         precision: of the bundle ("fp32", "fp16", "bf16"). It is always handed to OpenVINO, which would silently choose bf16 otherwise.
         cache: folder for compiled models, or None.
         name: for errors.
@@ -45,7 +45,7 @@ class OpenVinoEngine:
         if threads := os.environ.get("DEXPORT_THREADS"):
             self._properties["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model = self._core.read_model(xml, openvino.Tensor(weights))
+            self._model = self._core.read_model(xml, openvino.Tensor(weights, shared_memory=True))
         except Exception as error:
             raise Failure(name, expected="an OpenVINO model", got=_reason(error), fix="rebuild the bundle") from error
         self._outputs = [output.get_any_name() for output in self._model.outputs]
