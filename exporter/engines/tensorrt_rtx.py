@@ -24,9 +24,7 @@ from typing import Any
 
 from dexport.errors import DexportError, Failure, UserError
 from dexport.exporter.engines.kernels import KernelSummary, read_kernels
-
-SUPPORTED_SM = (75, 80, 86, 89, 120, 121)
-"""Compute capabilities that TensorRT-RTX 1.7 compiles for; Jetson (87, 110) and data centre GPUs (90, 100) are not among them."""
+from dexport.targets.tensorrt import RTX_COMPUTE_CAPABILITIES
 
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
@@ -63,7 +61,7 @@ def build_engine(
     Args:
         onnx_path: the model; weights may be external data beside it.
         out_path: file to write (its directory must exist).
-        sm: compute capabilities to build for, from `SUPPORTED_SM`.
+        sm: compute capabilities to build for, from `RTX_COMPUTE_CAPABILITIES`.
         profiles: optimization profiles, for models with sizes that are not fixed. A profile with equal smallest and largest
             shapes gets kernels for exactly that shape.
         tf32: let fp32 GEMMs and convolutions round their operands to TF32 (10 bits of mantissa). Off unless asked for,
@@ -101,11 +99,11 @@ def _check(onnx_path: Path, sm: Sequence[int]) -> None:
         )
     if not onnx_path.is_file():
         raise UserError(str(onnx_path), expected="an ONNX file", got="nothing there", fix="export the component first")
-    foreign = [f"SM{one}" for one in sm if one not in SUPPORTED_SM]
+    foreign = [f"SM{one}" for one in sm if one not in RTX_COMPUTE_CAPABILITIES]
     if foreign or not sm:
         raise UserError(
             "TensorRT-RTX engine",
-            expected=f"GPUs out of {', '.join(f'SM{one}' for one in SUPPORTED_SM)}",
+            expected=f"GPUs out of {', '.join(f'SM{one}' for one in sorted(RTX_COMPUTE_CAPABILITIES))}",
             got=", ".join(foreign) or "none",
             fix="choose another target; Jetson engines are built on the device with TensorRT",
         )

@@ -13,8 +13,7 @@ from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.backends import tensorrt as backend
 from dexport.runtime.backends.cuda_driver import CudaDevice
 from dexport.runtime.backends.tensorrt import Range, Tensor, TensorRTEngine, checked, profile_for
-
-RTX_SM = (75, 80, 86, 89, 120, 121)
+from dexport.targets.tensorrt import RTX_COMPUTE_CAPABILITIES
 
 
 def has_driver() -> bool:
@@ -151,7 +150,7 @@ def test_memory_goes_to_the_device_and_back(device: CudaDevice) -> None:
 def test_an_engine_computes_what_its_onnx_says(device: CudaDevice, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx (pip install 'dexport[rtx]')")
     onnxruntime = pytest.importorskip("onnxruntime")
-    if device.sm not in RTX_SM:
+    if device.sm not in RTX_COMPUTE_CAPABILITIES:
         pytest.skip(f"TensorRT-RTX does not support SM{device.sm}")
     from dexport.exporter.engines.tensorrt_rtx import build_engine
     from tests.exporter.engines.rtx_models import TOKENS, WIDTH, block
