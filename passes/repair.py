@@ -31,6 +31,7 @@ def repair(graph: Graph) -> Graph:
     graph = drop_assertions(graph)
     graph = reshape_for_view(graph)  # before the copies go: a view may need the contiguous copy in front of it
     graph = drop_copies(graph)
+    graph = cat_for_concat(graph)
     graph = cast_for_type_as(graph)
     graph = value_for_copy(graph)
     graph = stack_for_slice_scatter(graph)
@@ -59,6 +60,18 @@ def reshape_for_view(graph: Graph) -> Graph:
     nodes = copied_nodes(graph.module)
     for node in filter(match, nodes.nodes):
         node.target = aten.reshape.default
+    return with_nodes(graph, nodes)
+
+
+def cat_for_concat(graph: Graph) -> Graph:
+    """Turns the other names of cat into cat, so that passes know one."""
+
+    def match(node: fx.Node) -> bool:
+        return node.target in (aten.concat.default, aten.concatenate.default)
+
+    nodes = copied_nodes(graph.module)
+    for node in filter(match, nodes.nodes):
+        node.target = aten.cat.default
     return with_nodes(graph, nodes)
 
 
@@ -116,7 +129,7 @@ def _scattered(node: fx.Node) -> tuple[object, ...]:
 def _fills(node: fx.Node, axis: int) -> bool:
     """Whether what is scattered is half as long as the target: no start or end cuts it short."""
     source = node.args[1]
-    return isinstance(source, fx.Node) and value(source).shape[axis] * 2 == value(node).shape[axis]
+    return isinstance(source, fx.Node) and bool(value(source).shape[axis] * 2 == value(node).shape[axis])
 
 
 def drop_identities(graph: Graph) -> Graph:
@@ -202,10 +215,10 @@ def slice_for_split(graph: Graph) -> Graph:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         position = 1 if node.target is aten.unbind.int else 2
-        axis = int(node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0))  # type: ignore[call-overload]
+        axis = int(node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0))
         sizes = [1 if node.target is aten.unbind.int else int(p.shape[axis]) for p in pieces]
         for item in list(node.users):
-            index = int(item.args[1])  # type: ignore[arg-type]
+            index = int(item.args[1])
             with nodes.inserting_before(item):
                 if node.target is aten.unbind.int:
                     piece = call_node(nodes, aten.select.int, source, axis, index)
