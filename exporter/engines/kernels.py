@@ -104,7 +104,7 @@ class KernelCounts:
         convolutions: number of convolutions by precision.
         conversions: kernels that only move or convert data.
         others: all other kernels.
-        unfused_attention: scores that go through memory, such as "half[8x256x256] (node_MatMul_52)".
+        unfused_attention: scores that go through memory, such as "half[2x4x256x256] (node_Softmax_53)".
     """
 
     gemms: Mapping[str, int] = field(default_factory=dict)
@@ -382,20 +382,20 @@ def _fused(instruction: _Instruction, graph: _Graph, bodies: Sequence[_Graph]) -
 
 
 def _unfused(graph: _Graph, work: Sequence[_Instruction], kernels: Sequence[Kernel]) -> tuple[str, ...]:
-    """GEMM results that reach another GEMM through an exponential: scores of an attention that was not fused."""
+    """Results of kernels with an exponential that stand between two GEMMs: scores of an attention that was not fused."""
     writer: dict[str, int] = {}  # base tensor -> the kernel that wrote it last
-    scores: dict[int, set[int]] = {}  # kernel -> GEMMs whose result it carries on, before an exponential
-    weights: dict[int, set[int]] = {}  # the same, after an exponential
+    behind_gemm: set[int] = set()  # kernels that carry on the result of a GEMM
+    carried: dict[int, set[int]] = {}  # kernel -> exponentials of GEMM results that it carries on
     found: dict[int, None] = {}
     for at, (instruction, kernel) in enumerate(zip(work, kernels)):
         sources = {writer[base] for n in instruction.inputs if (base := graph.bases.get(n, n)) in writer}
+        exponentials = {e for s in sources for e in carried.get(s, ())}
         if kernel.kind == "gemm":
-            found.update(dict.fromkeys(sorted(g for s in sources for g in weights.get(s, ()))))
-            scores[at] = {at}
-        elif kernel.kind in ("other", "conversion"):
-            before = {g for s in sources for g in scores.get(s, ())}
-            weights[at] = {g for s in sources for g in weights.get(s, ())} | (before if "Exp" in kernel.name else set())
-            scores[at] = before - weights[at]
+            found.update(dict.fromkeys(sorted(exponentials)))
+            behind_gemm.add(at)
+        elif kernel.kind in ("other", "conversion") and sources & behind_gemm:
+            behind_gemm.add(at)
+            carried[at] = {at} if "Exp" in kernel.name else exponentials
         for n in instruction.outputs:
             writer[graph.bases.get(n, n)] = at
     return tuple(f"{kernels[at].outputs[0]} ({', '.join(kernels[at].layers) or kernels[at].name})" for at in found)

@@ -54,7 +54,7 @@ def test_attention_that_does_not_fuse_is_suspected(tmp_path: Path, onnx_type: st
     program = counts(tmp_path, ATTENTION.format(onnx_type, head))
     assert (program.gemms, program.attentions) == ({precision: 2}, {})
     (scores,) = program.unfused_attention
-    assert "8x64x64" in scores and "node_of_s" in scores
+    assert "[2x4x64x64]" in scores and "node_of_p" in scores
 
 
 def test_one_head_of_one_row_fuses_only_where_the_profile_allows_two(tmp_path: Path) -> None:
