@@ -16,6 +16,9 @@ import click
 
 from dexport.errors import DexportError
 
+_CHATTY = "torch.onnx._internal"
+"""Warns about optional packages, each time that a component is exported, through a handler of its own."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -65,6 +68,8 @@ def _start_logging(_context: click.Context, _parameter: click.Parameter, level: 
         form = "%(levelname)s %(name)s: %(message)s" if level else "%(levelname)s: %(message)s"
         logging.basicConfig(level=shown if level else logging.ERROR, format=form, force=True)
         logging.getLogger("dexport").setLevel(shown)
+        if not level:
+            logging.getLogger(_CHATTY).setLevel(logging.ERROR)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

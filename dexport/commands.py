@@ -60,6 +60,7 @@ def build_command(flags: Mapping[str, Any], output: Path | None, config: Path | 
         return
     start = time.monotonic()
     with reporting() as report:
+        report("import torch and diffusers", None)
         path = build_bundle(options, output, report)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)

@@ -133,7 +133,7 @@ def test_shell_completion_is_offered() -> None:
 def test_logging_goes_to_stderr_and_only_when_asked_for() -> None:
     code = (
         "import logging, sys\nfrom dexport.cli import main\nmain(sys.argv[1:])\n"
-        "logging.getLogger('dexport.x').warning('cut'); logging.getLogger('dexport.x').info('step'); logging.getLogger('other').warning('noise')\n"
+        "logging.getLogger('dexport.x').warning('cut')\nlogging.getLogger('dexport.x').info('step')\nlogging.getLogger('other').warning('noise')\n"
     )
     quiet, verbose = (
         subprocess.run([sys.executable, "-c", code, "targets", *flags], capture_output=True, text=True).stderr for flags in ([], ["-v"])

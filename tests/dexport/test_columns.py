@@ -16,7 +16,15 @@ def test_no_rows_and_short_rows() -> None:
 
 @pytest.mark.parametrize(
     ("number", "unit", "text"),
-    [(0, "B", "0 B"), (999, "B", "999 B"), (1000, "B", "1 kB"), (12_345_678, "B", "12.3 MB"), (999_600, "", "1 M"), (610e6, "", "610 M"), (5e15, "B", "5e+03 TB")],
+    [
+        (0, "B", "0 B"),
+        (999, "B", "999 B"),
+        (1000, "B", "1 kB"),
+        (12_345_678, "B", "12.3 MB"),
+        (999_600, "", "1 M"),
+        (610e6, "", "610 M"),
+        (5e15, "B", "5e+03 TB"),
+    ],
 )
 def test_amounts(number: float, unit: str, text: str) -> None:
     assert amount(number, unit) == text

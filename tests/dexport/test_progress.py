@@ -9,7 +9,13 @@ import pytest
 
 from dexport.progress import reporting
 
-_REPORTS = "from dexport.progress import reporting\nwith reporting() as report:\n    report('capture [red]', 0.1); report('pack', None); report('pack', 1.0)\n"
+_REPORTS = """
+from dexport.progress import reporting
+with reporting() as report:
+    report("capture [red]", 0.1)
+    report("pack", None)
+    report("pack", 1.0)
+"""
 
 
 def test_a_line_per_stage_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
