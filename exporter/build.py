@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +22,9 @@ from dexport.exporter.options import BuildOptions, Size
 from dexport.exporter.pipelines.family import Component
 from dexport.exporter.plan import Plan, plan
 from dexport.exporter.program import GUIDANCE_SCALE, GuidanceUse, Layout, compose
-from dexport.exporter.solver import probe
+from dexport.exporter.solver import Solver, probe
 from dexport.exporter.source import source_hash
+from dexport.exporter.step_graphs import step_graphs
 from dexport.exporter.text import tokenizer_json
 from dexport.passes.graph import Graph
 from dexport.passes.hoist import Hoisted, hoist
@@ -50,6 +51,7 @@ class Split:
     encoders: tuple[Graph, ...]
     denoiser: Hoisted
     decoders: tuple[Graph, ...]
+    steps: tuple[Graph, ...]
 
 
 def build(options: BuildOptions, output: Path, report: Report = lambda stage, done: None) -> Path:
@@ -60,16 +62,17 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
         Failure: something broke on the way; nothing is left at `output`.
     """
     decided = plan(options)
+    solvers = {(size, n): probe(decided.scheduler, decided.schedule(size, n)) for size in decided.sizes for n in decided.steps}
     with BundleWriter(output) as writer, Emitter(writer.directory, decided.target, decided.precision, decided.storage) as emitter:
         splits = []
         for index, size in enumerate(decided.sizes):
             report(f"capture {size[0]}x{size[1]}", index / len(decided.sizes) * 0.3)
-            splits.append(_split(decided, size))
+            splits.append(_split(decided, size, [solvers[size, n] for n in decided.steps]))
         for index, split in enumerate(splits):
             _emit(decided, split, emitter, first=index == 0, report=report)
         emitter.finish()
         report("sampling programs", 0.8)
-        programs = _write_programs(decided, splits, writer.directory, emitter)
+        programs = _write_programs(decided, splits, solvers, writer.directory, emitter)
         texts = _write_tokenizers(decided, writer.directory)
         golden: tuple[Golden, ...] = ()
         if options.golden == "auto":
@@ -90,7 +93,7 @@ def _trust_own_code(path: Path) -> None:
         trust(own, default_trust_file())
 
 
-def _split(decided: Plan, size: Size) -> Split:
+def _split(decided: Plan, size: Size, solvers: list[Solver]) -> Split:
     components = {c.name: c for c in decided.pipeline.components(size, decided.dtype)}
 
     def load(component: Component) -> Graph:
@@ -108,7 +111,7 @@ def _split(decided: Plan, size: Size) -> Split:
         prompt=widened.get("prompt"),
         report=hoisted.report,
     )
-    return Split(size, encoders, denoiser, decoders)
+    return Split(size, encoders, denoiser, decoders, step_graphs(solvers, decided.pipeline.latent_shape(size)))
 
 
 def _emit(decided: Plan, split: Split, emitter: Emitter, *, first: bool, report: Report) -> None:
@@ -123,21 +126,23 @@ def _emit(decided: Plan, split: Split, emitter: Emitter, *, first: bool, report:
     prelude = rows(2, 1) if parts == 2 else rows(1)
     pieces: list[tuple[Graph | None, Ranges, Size | None]] = [(g, prelude, None) for g in split.encoders if first]
     pieces += [(denoiser.prompt, prelude, split.size), (denoiser.schedule, prelude, split.size)]
-    pieces += [(denoiser.loop, rows(*halves), split.size), *((g, rows(1), split.size) for g in split.decoders)]
+    pieces += [(denoiser.loop, rows(*halves), split.size), *((g, rows(1), split.size) for g in (*split.steps, *split.decoders))]
     present = [(g, r, s) for g, r, s in pieces if g is not None]
     for index, (graph, ranges, size) in enumerate(present):
         report(f"build {graph.name}", 0.3 + 0.5 * index / len(present))
         emitter.add(graph, ranges, size)
 
 
-def _write_programs(decided: Plan, splits: list[Split], folder: Path, emitter: Emitter) -> list[tuple[ProgramEntry, Program]]:
+def _write_programs(
+    decided: Plan, splits: list[Split], solvers: Mapping[tuple[Size, int], Solver], folder: Path, emitter: Emitter
+) -> list[tuple[ProgramEntry, Program]]:
     """Writes a program and its tables for every size, number of steps, and with and without guidance."""
     written = []
     (folder / "programs").mkdir()
     for split in splits:
         layout = Layout(decided.pipeline, split.encoders, split.denoiser, {g.name: g for g in split.decoders})
         for steps in decided.steps:
-            solver = probe(decided.scheduler, decided.schedule(split.size, steps))
+            solver = solvers[split.size, steps]
             stem = f"{split.size[0]}x{split.size[1]}-{steps}"
             tables_file = f"programs/tables-{stem}.safetensors"
             for guided in (True, False) if decided.guided else (False,):
@@ -176,7 +181,7 @@ def _golden(
     decided: Plan, split: Split, first: tuple[ProgramEntry, Program], texts: tuple[JsonObject, ...], folder: Path
 ) -> tuple[Golden, ...]:
     """A golden run of the first program, if the model fits into memory."""
-    pieces = (*split.encoders, split.denoiser.prompt, split.denoiser.schedule, split.denoiser.loop, *split.decoders)
+    pieces = (*split.encoders, split.denoiser.prompt, split.denoiser.schedule, split.denoiser.loop, *split.steps, *split.decoders)
     graphs = tuple(g for g in pieces if g is not None)
     if not fits(graphs):
         return ()

@@ -75,11 +75,18 @@ def _translated(graph: Graph, opset: int) -> ir.Model:
                 program, dynamo=True, opset_version=opset, optimize=False, verbose=False, custom_translation_table=translations()
             )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = _innermost(error)
         wanted = f"a graph with an ONNX form at opset {opset}"
         raise Failure(graph.name, expected=wanted, got=reason, fix="run with --debug to see the operation") from error
     assert exported is not None
     return exported.model
+
+
+def _innermost(error: BaseException) -> str:
+    """The last line of the first cause: the exporter wraps what went wrong in several layers of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _transposed_at_rest(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, Weight]:

@@ -15,7 +15,7 @@ import torch
 
 from dexport.exporter.pipelines.family import Pipeline, Size
 from dexport.exporter.solver import Solver
-from dexport.exporter.solver_program import SAMPLE, begin_instructions, model_input, solver_buffers, solver_instructions
+from dexport.exporter.solver_program import SAMPLE, begin_instructions, model_input, solver_buffers, solver_instructions, solver_tables
 from dexport.passes.graph import BATCH, STEPS, Graph, Kind, Port, run
 from dexport.passes.hoist import Hoisted
 from dexport.runtime.program import Buffer, Coefficient, Index, Instruction, Linear, Program, Ref, Rows, Run, Table
@@ -71,7 +71,7 @@ class _Composer:
         self._calls = len(solver.timesteps)
         self._buffers: dict[str, Buffer] = {}
         self._request: list[str] = []
-        self._tables = _tables(layout.denoiser, solver)
+        self._tables = _tables(layout.denoiser, solver) | solver_tables(solver)
 
     def program(self) -> tuple[Program, Tables]:
         pipeline, solver = self._layout.pipeline, self._solver
