@@ -41,7 +41,8 @@ clean:
 
 # Stamps: nothing is installed again until pyproject.toml or constraints.txt change.
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); echo "no venv in this Python: on Debian or Ubuntu, apt-get install python3-venv" >&2; exit 1; }
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) '.[$(DEMO_EXTRAS)]'
