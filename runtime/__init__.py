@@ -1,0 +1,1 @@
+"""Bundle to pictures and videos, without PyTorch."""

@@ -1,0 +1,1 @@
+"""ONNX to what a backend loads, one file per backend."""

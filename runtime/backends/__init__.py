@@ -1,0 +1,1 @@
+"""What runs a component, one file per backend: called with {input: array}, returns {output: array}."""
