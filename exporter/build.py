@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dexport.exporter.bundle import BundleWriter
 from dexport.exporter.components import load_component
 from dexport.exporter.emit import Emitter, Ranges
 from dexport.exporter.golden import fits, golden_of
+from dexport.exporter.lora import merged
 from dexport.exporter.options import BuildOptions, Size
 from dexport.exporter.pipelines.family import Component
 from dexport.exporter.plan import Plan, plan
@@ -97,7 +98,8 @@ def _split(decided: Plan, size: Size, solvers: list[Solver]) -> Split:
     components = {c.name: c for c in decided.pipeline.components(size, decided.dtype)}
 
     def load(component: Component) -> Graph:
-        return load_component(decided.directory, component, decided.dtype)
+        graph = load_component(decided.directory, component, decided.dtype)
+        return replace(graph, weights=merged(graph.weights, component.folder, decided.loras))
 
     decoding = {call.component for call in decided.pipeline.decode}
     encoders = tuple(widen_ports(load(c)) for n, c in components.items() if n != "denoiser" and n not in decoding)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dexport.errors import UserError
+from dexport.exporter.lora import Lora, open_lora, parse_lora
 from dexport.exporter.options import BuildOptions, Size
 from dexport.exporter.pipelines import open_directory
 from dexport.exporter.pipelines.family import Pipeline
@@ -45,6 +46,7 @@ class Plan:
     steps: tuple[int, ...]
     scheduler: Any
     guidance: float
+    loras: tuple[Lora, ...]
 
     @property
     def guided(self) -> bool:
@@ -67,6 +69,7 @@ class Plan:
             f"components {names}",
             f"sampling   {type(self.scheduler).__name__}, steps {', '.join(map(str, self.steps))}",
             f"guidance   {self.pipeline.guidance.kind}, default {self.guidance:g}",
+            *(f"lora       {lora.file.path} at {lora.file.scale:g}" for lora in self.loras),
         ]
 
 
@@ -74,7 +77,8 @@ def plan(options: BuildOptions) -> Plan:
     """Decides and checks everything that needs no work.
 
     Raises:
-        UserError: unknown target or scheduler, a precision that the target lacks, a size that does not divide, not a pipeline directory.
+        UserError: unknown target or scheduler, a precision that the target lacks, a size that does not divide, not a pipeline directory,
+            a LoRA that does not fit.
     """
     target = find(options.target)
     target.require_buildable()
@@ -97,6 +101,7 @@ def plan(options: BuildOptions) -> Plan:
         steps=options.steps or (pipeline.default_steps,),
         scheduler=_scheduler(options.scheduler, directory / pipeline.scheduler_folder),
         guidance=pipeline.guidance.default if options.guidance is None else options.guidance,
+        loras=tuple(open_lora(parse_lora(text), directory, pipeline.class_name) for text in options.loras),
     )
 
 
