@@ -87,7 +87,7 @@ def plan(options: BuildOptions) -> Plan:
         raise UserError("precision", expected="fp32, fp16 or bf16", got=precision, fix="choose one of them")
     target.require(precision)
     directory = local_directory(options.model)
-    pipeline = open_directory(directory)
+    pipeline = open_directory(directory, options.frames)
     on_processor = target.backend in _NARROW_STORAGE_ONLY
     return Plan(
         options=options,
