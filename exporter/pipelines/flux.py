@@ -137,7 +137,7 @@ def _denoiser(config: Mapping[str, Any], latent: tuple[int | str, ...], tokens: 
     from diffusers import FluxTransformer2DModel
 
     rows, columns = int(latent[2]) // 2, int(latent[3]) // 2
-    inputs = (
+    inputs: tuple[Input, ...] = (
         Input("latent", latent, dtype, Kind.LATENT),
         Input("timestep", (1,), torch.float32, Kind.STEP),
         Input("prompt_embeds", (BATCH, tokens, int(config["joint_attention_dim"])), dtype, Kind.PROMPT),
@@ -148,7 +148,7 @@ def _denoiser(config: Mapping[str, Any], latent: tuple[int | str, ...], tokens: 
     return Component(
         "denoiser",
         "transformer",
-        lambda: FluxTransformer2DModel.from_config(config),
+        lambda: FluxTransformer2DModel.from_config(config),  # type: ignore[no-untyped-call]
         lambda model: Denoiser(model, rows, columns, tokens),
         inputs,
         ("model_output",),

@@ -76,8 +76,8 @@ def _pixels(decoded: torch.Tensor, model: nn.Module) -> torch.Tensor:
     from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
     patch = model.config.patch_size  # type: ignore[union-attr]
-    if patch is not None:  # type: ignore[redundant-expr]
-        decoded = unpatchify(decoded, patch_size=patch)
+    if patch is not None:
+        decoded = unpatchify(decoded, patch_size=patch)  # type: ignore[no-untyped-call]
     unit = (decoded.clamp(-1.0, 1.0) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
     return (unit.float() * 255).round().to(torch.uint8)
 
@@ -89,11 +89,11 @@ def decoder_components(config: Mapping[str, Any], latent: tuple[int | str, ...],
     channels, frames, height, width = (int(size) for size in latent[1:])
     caches = cache_shapes(config, height, width)
     frame = Input("frame", (BATCH, channels, 1, height, width), dtype, Kind.LATENT)
-    names = tuple(f"cache_{i}" for i in range(len(caches)))
-    held = tuple(Input(name, (BATCH, *shape), dtype, Kind.LATENT) for name, shape in zip(names, caches))
+    held = tuple(Input(f"cache_{i}", (BATCH, *shape), dtype, Kind.LATENT) for i, shape in enumerate(caches))
+    produced = ("pixels", *(f"new_cache_{i}" for i in range(len(caches))))  # an ONNX graph cannot have an output named as an input
 
     def construct() -> nn.Module:
-        return AutoencoderKLWan.from_config(config)  # type: ignore[no-any-return]
+        return AutoencoderKLWan.from_config(config)  # type: ignore[no-any-return,no-untyped-call]
 
     return (
         Component(
@@ -104,8 +104,8 @@ def decoder_components(config: Mapping[str, Any], latent: tuple[int | str, ...],
             (Input("latent", latent, dtype, Kind.LATENT),),
             tuple(f"frame_{i}" for i in range(frames)),
         ),
-        Component("vae_first", "vae", construct, lambda model: First(model, caches), (frame,), ("pixels", *names)),
-        Component("vae_next", "vae", construct, Next, (frame, *held), ("pixels", *names)),
+        Component("vae_first", "vae", construct, lambda model: First(model, caches), (frame,), produced),
+        Component("vae_next", "vae", construct, Next, (frame, *held), produced),
     )
 
 
@@ -134,7 +134,7 @@ def cache_shapes(config: Mapping[str, Any], height: int, width: int) -> tuple[tu
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"), torch.no_grad():
-        model = AutoencoderKLWan.from_config(config)
+        model = AutoencoderKLWan.from_config(config)  # type: ignore[no-untyped-call]
         frame = torch.empty(1, int(config["z_dim"]), 1, height, width)
         model.clear_cache()
         held, used = model._feat_map, [0]
