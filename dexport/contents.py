@@ -20,9 +20,11 @@ def contents(manifest: Manifest, path: Path) -> Iterator[str]:
     yield f"{path}: {amount(total, 'B')} in {len(manifest.files)} files"
     yield from columns(list(_facts(manifest)), indent="  ")
     yield "components"
-    yield from columns([_component_row(name, component, manifest) for name, component in manifest.components.items()], indent="  ")
-    for name, component in manifest.components.items():
-        yield from columns(list(_component_details(component)), indent=f"  {name}: ")
+    rows = columns([_component_row(name, component, manifest) for name, component in manifest.components.items()], indent="  ")
+    for row, component in zip(rows, manifest.components.values()):
+        yield row
+        for name, detail in _component_details(component):
+            yield f"    {name}: {detail}"
     yield from _hoisting(manifest.hoisting)
     yield "programs"
     yield from columns([_program_row(manifest, index) for index in range(len(manifest.programs))], indent="  ")
