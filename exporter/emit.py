@@ -72,7 +72,8 @@ class Emitter:
         known = self.components.get(graph.name)
         if known is not None:
             variant = self._merged(known.variants[-1], variant)
-            self.components[graph.name] = replace(known, variants=(*known.variants, variant))
+            inputs, outputs = _common(known.inputs, _ports(graph.inputs)), _common(known.outputs, _ports(graph.outputs))
+            self.components[graph.name] = replace(known, inputs=inputs, outputs=outputs, variants=(*known.variants, variant))
             return
         self.components[graph.name] = Component(
             inputs=_ports(graph.inputs),
@@ -152,6 +153,18 @@ class Emitter:
 
 def _ports(ports: Sequence[Any]) -> dict[str, Port]:
     return {p.name: Port(dtype=str(p.dtype).removeprefix("torch."), shape=tuple(p.shape)) for p in ports}
+
+
+def _common(known: Mapping[str, Port], new: Mapping[str, Port]) -> dict[str, Port]:
+    """Ports that hold for two sizes: dimensions in which they differ become symbols.
+
+    Ports that only one of them has stay, so that the check of the other one's program names them.
+    """
+    merged = {**known, **new}
+    for name in known.keys() & new.keys():
+        axes = enumerate(zip(known[name].shape, new[name].shape, strict=True))
+        merged[name] = replace(new[name], shape=tuple(a if a == b else f"{name.lower()}_axis{i}" for i, (a, b) in axes))
+    return merged
 
 
 def _profiles(graph: Graph, ranges: Ranges) -> list[Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]]:

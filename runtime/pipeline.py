@@ -82,6 +82,11 @@ class Pipeline:
         while self._engines:
             self._engines.popitem()[1].close()
 
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The components whose engines are in memory now."""
+        return frozenset(name for name, _ in self._engines)
+
     def interrupt(self) -> None:
         """Makes the current run stop with `Cancelled` before its next instruction; may be called from a callback or another thread."""
         self._interrupted = True
@@ -133,18 +138,22 @@ class Pipeline:
         request = request_buffers(manifest.text, manifest.requests, program, entry.guided, asked, pictures, self._tokens)
         seconds: dict[str, float] = {}
         components = {name: self._timed(name, size, seconds) for name in self.bundle.manifest.components}
-        results = run_program(
-            program,
-            components,
-            request,
-            parameters={n: v for n, v in parameters.items() if n in program.parameters},
-            noise=_noise(seed, generator, latents, noise, pictures),
-            tables=self.bundle.tensors(entry.tables) if entry.tables else {},
-            batch=pictures,
-            on_step=None if callback_on_step_end is None else self._step(callback_on_step_end),
-            cancel=lambda: self._interrupted,
-            release=None if self._keep else lambda name: self._release(name, size),
-        )
+        try:
+            results = run_program(
+                program,
+                components,
+                request,
+                parameters={n: v for n, v in parameters.items() if n in program.parameters},
+                noise=_noise(seed, generator, latents, noise, pictures),
+                tables=self.bundle.tensors(entry.tables) if entry.tables else {},
+                batch=pictures,
+                on_step=None if callback_on_step_end is None else self._step(callback_on_step_end),
+                cancel=lambda: self._interrupted,
+                release=None if self._keep else lambda name: self._release(name, size),
+            )
+        finally:
+            if not self._keep:  # a run that stops half-way leaves engines behind
+                self.close()
         seconds["total"] = time.perf_counter() - started
         return _output([results[name] for name in program.results], output_type, seconds, program.name)
 

@@ -1,0 +1,252 @@
+"""Directory to picture: a bundle gives what diffusers gives from the same seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import safetensors.numpy
+import torch
+
+from dexport.errors import UserError
+from dexport.exporter.build import build, default_output
+from dexport.exporter.options import BuildOptions
+from dexport.runtime.bundle import open_bundle
+from dexport.runtime.interpreter import Cancelled
+from dexport.runtime.pipeline import Pipeline, load
+from dexport.runtime.selftest import selftest
+
+Pictures = npt.NDArray[np.uint8]
+PROMPT, NEGATIVE, SEED = "a small red circle", "blue square", 3
+_EXACT, _NARROW = 50.0, 35.0  # dB
+
+
+def psnr(given: Pictures, wanted: Pictures) -> float:
+    """Peak signal-to-noise ratio in dB of 8-bit pictures."""
+    assert given.shape == wanted.shape and given.dtype == wanted.dtype == np.uint8
+    error = float(np.mean((given.astype(float) - wanted) ** 2))
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+class Reference:
+    """The diffusers pipeline, called as a bundle is called."""
+
+    def __init__(self, directory: Path) -> None:
+        from diffusers import PixArtAlphaPipeline
+
+        self._pipeline = PixArtAlphaPipeline.from_pretrained(directory)
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(
+        self, prompt: str | list[str] = PROMPT, *, seed: int | list[int] = SEED, interval: tuple[int, int] | None = None, **options: Any
+    ) -> Pictures:
+        """Pictures as uint8; guidance is on in the calls from interval[0] up to interval[1]."""
+        seeds = [seed] if isinstance(seed, int) else seed
+        generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
+        defaults = {"height": 16, "width": 16, "num_inference_steps": 20, "use_resolution_binning": False, "clean_caption": False}
+        given = {**defaults, **options, "generator": generators[0] if isinstance(seed, int) else generators}
+        hook = self._pipeline.transformer.register_forward_hook(_guided_within(*interval)) if interval else None
+        found = self._pipeline(prompt, output_type="np", **given).images
+        if hook is not None:
+            hook.remove()
+        assert found.std() > 0.05, "a picture without content proves nothing"
+        return (found * 255).round().astype(np.uint8)
+
+
+def _guided_within(first: int, last: int) -> Any:
+    """Outside the interval the unconditional half becomes the conditional one: c + g (c - c) is what an unguided call gives."""
+    calls = iter(range(1000))
+
+    def hook(module: torch.nn.Module, arguments: Any, output: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        conditional = output[0].chunk(2)[1]
+        return output if first <= next(calls) < last else (torch.cat([conditional, conditional]),)
+
+    return hook
+
+
+def _pictures(pipeline: Pipeline, prompt: str | list[str] = PROMPT, **options: Any) -> Pictures:
+    found = pipeline(prompt, **{"seed": SEED, **options}, output_type="np").images
+    assert isinstance(found, np.ndarray)
+    return found
+
+
+@pytest.fixture(scope="module")
+def diffusers(pixart: Path) -> Reference:
+    return Reference(pixart)
+
+
+@pytest.fixture(scope="module")
+def bundle(pixart_cpu: Path) -> Pipeline:
+    return load(pixart_cpu)
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "default guidance": {},
+    "negative prompt": {"negative_prompt": NEGATIVE, "guidance_scale": 3.0},
+    "guidance 1": {"guidance_scale": 1.0},
+    "guidance below 1": {"guidance_scale": 0.5},
+    "other steps": {"num_inference_steps": 4},
+    "other size": {"height": 16, "width": 24, "num_inference_steps": 4},
+    "two prompts": {"prompt": [PROMPT, "a large green square"], "num_inference_steps": 4},
+    "pictures per prompt": {"prompt": [PROMPT, "a triangle"], "num_images_per_prompt": 2, "num_inference_steps": 4},
+    "negative per prompt": {"prompt": [PROMPT, "a triangle"], "negative_prompt": ["blue", "green"], "num_inference_steps": 4},
+    "seed per picture": {"num_images_per_prompt": 2, "seed": [7, 8], "num_inference_steps": 4},
+    "no text": {"prompt": "", "num_inference_steps": 4},
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
+def test_a_bundle_gives_the_picture_of_diffusers(bundle: Pipeline, diffusers: Reference, request_: Mapping[str, Any]) -> None:
+    assert psnr(_pictures(bundle, **request_), diffusers(**request_)) >= _EXACT
+
+
+def test_the_output_is_as_asked(bundle: Pipeline) -> None:
+    output = bundle(PROMPT, seed=SEED, num_inference_steps=4)
+    pictures = [np.asarray(image) for image in output.images]
+    assert np.array_equal(np.stack(pictures), _pictures(bundle, num_inference_steps=4))
+    assert output.frames is None and output.program == "program-16x16-4-guided"
+    assert set(output.seconds) == {*bundle.bundle.manifest.components, "total"}
+    assert output.seconds["total"] >= sum(s for name, s in output.seconds.items() if name != "total")
+
+
+def test_a_generator_or_its_noise_stands_for_its_seed(bundle: Pipeline) -> None:
+    wanted = _pictures(bundle, num_inference_steps=4)
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    assert np.array_equal(_pictures(bundle, num_inference_steps=4, seed=None, generator=generator), wanted)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(SEED)).numpy()
+    assert psnr(_pictures(bundle, num_inference_steps=4, seed=None, latents=noise), wanted) >= _EXACT
+    other = _pictures(bundle, num_inference_steps=4, noise="philox")
+    assert psnr(other, wanted) < _NARROW
+    assert np.array_equal(_pictures(bundle, num_inference_steps=4, noise="philox"), other)
+    assert not np.array_equal(_pictures(bundle, num_inference_steps=4, seed=None), wanted)
+
+
+def test_the_callback_sees_the_latents_of_diffusers(bundle: Pipeline, diffusers: Reference) -> None:
+    seen: list[tuple[int, float, npt.NDArray[np.float32]]] = []
+    wanted: list[tuple[int, float, npt.NDArray[np.float32]]] = []
+    _pictures(bundle, num_inference_steps=4, callback_on_step_end=lambda pipe, i, t, kw: seen.append((i, t, kw["latents"])))
+    diffusers(num_inference_steps=4, callback=lambda i, t, latents: wanted.append((i, float(t), latents.numpy().copy())))
+    assert [(i, t) for i, t, _ in seen] == [(i, t) for i, t, _ in wanted]
+    for (_, _, given), (_, _, reference) in zip(seen, wanted, strict=True):
+        np.testing.assert_allclose(given, reference, rtol=0, atol=1e-3)
+
+
+def test_an_interrupted_run_stops_and_the_next_one_runs(bundle: Pipeline) -> None:
+    seen = []
+
+    def stop_at_two(pipe: Pipeline, step: int, timestep: float, tensors: Mapping[str, Any]) -> None:
+        seen.append(step)
+        if step == 1:
+            pipe.interrupt()
+
+    with pytest.raises(Cancelled, match=r"iterations\[2\].*expected to run to the end, got a request to stop"):
+        _pictures(bundle, num_inference_steps=4, callback_on_step_end=stop_at_two)
+    assert seen == [0, 1]
+    assert _pictures(bundle, num_inference_steps=4).shape == (1, 16, 16, 3)
+
+
+def test_a_small_device_holds_one_engine_at_a_time(pixart_cpu: Path, bundle: Pipeline) -> None:
+    small = Pipeline(open_bundle(pixart_cpu), keep=False)
+    held: list[frozenset[str]] = []
+    given = _pictures(small, num_inference_steps=4, callback_on_step_end=lambda pipe, *_: held.append(pipe.loaded))
+    assert np.array_equal(given, _pictures(bundle, num_inference_steps=4))
+    assert held == [frozenset(["denoiser"])] * 3 + [frozenset()]
+    assert small.loaded == frozenset()
+    with pytest.raises(Cancelled):
+        _pictures(small, num_inference_steps=4, callback_on_step_end=lambda pipe, *_: pipe.interrupt())
+    assert small.loaded == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        ({"num_inference_steps": 5}, "16x16 in 5 steps; rebuild with --size 16x16 --steps 5"),
+        ({"height": 32, "width": 32}, "32x32 in 20 steps; rebuild with --size 32x32 --steps 20"),
+    ],
+)
+def test_what_the_bundle_lacks_is_refused(bundle: Pipeline, options: Mapping[str, Any], got: str) -> None:
+    present = "16x16 in 20 steps, 16x16 in 4 steps, 16x24 in 20 steps, 16x24 in 4 steps"
+    with pytest.raises(UserError, match=re.escape(f"expected one of {present}, got {got}")):
+        bundle(PROMPT, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": None}, "prompt: expected a text, got none; give --prompt"),
+        ({"class_labels": 3}, "class label: expected none, as this model takes prompts, got a number; give --prompt instead"),
+        ({"seed": [1, 2]}, r"seed: expected one seed, or one per picture \(1\), got 2; give as many"),
+        ({"negative_prompt": ["a", "b"]}, r"negative prompt: expected one negative prompt, or one per prompt \(1\), got 2; give as many"),
+        ({"latents": np.zeros((1, 4, 8, 9), np.float32)}, r"\[1, 4, 8, 8\]"),
+    ],
+)
+def test_a_wrong_request_is_refused(bundle: Pipeline, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        bundle(**{"prompt": PROMPT, "num_inference_steps": 4, **arguments})
+
+
+def test_the_self_test_passes(pixart_cpu: Path) -> None:
+    checks = selftest(open_bundle(pixart_cpu))
+    assert [c.name for c in checks] == ["text_encoder", "denoiser_prompt", "denoiser", "vae_decoder", "pipeline"]
+    assert all(c.passed for c in checks), checks
+
+
+def test_the_self_test_notices_a_wrong_output(pixart_cpu: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(pixart_cpu).extractall(tmp_path)
+    outputs = tmp_path / "golden" / "denoiser-outputs.safetensors"
+    tensors = safetensors.numpy.load_file(outputs)
+    safetensors.numpy.save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, outputs)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    content = outputs.read_bytes()
+    manifest["files"]["golden/denoiser-outputs.safetensors"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert [c.name for c in selftest(open_bundle(tmp_path)) if not c.passed] == ["denoiser"]
+
+
+def test_onnx_runtime_gives_the_picture_of_diffusers(pixart: Path, diffusers: Reference, tmp_path: Path) -> None:
+    built = build(BuildOptions(model=str(pixart), target="onnxruntime-cpu"), tmp_path / "folder")
+    assert (built / "manifest.json").is_file()
+    with load(built) as bundle:
+        assert all(c.passed for c in selftest(bundle.bundle))
+        for request in ({}, {"negative_prompt": NEGATIVE}, {"guidance_scale": 1.0}):
+            assert psnr(_pictures(bundle, **request), diffusers(**request)) >= _EXACT
+
+
+def test_guidance_on_an_interval_and_halves_in_turn(pixart: Path, diffusers: Reference, tmp_path: Path) -> None:
+    options = BuildOptions(
+        model=str(pixart), target="cpu", steps=(10,), guidance_interval=(0.25, 0.75), guidance_batching=False, golden="none"
+    )
+    with load(build(options, tmp_path / "b.dxb")) as bundle:
+        given = _pictures(bundle, negative_prompt=NEGATIVE)
+        assert psnr(given, diffusers(negative_prompt=NEGATIVE, num_inference_steps=10, interval=(2, 7))) >= _EXACT
+        assert psnr(given, diffusers(negative_prompt=NEGATIVE, num_inference_steps=10)) < _EXACT
+        with pytest.raises(UserError, match=r"expected golden inputs and outputs, got none in the bundle; rebuild with --golden auto"):
+            selftest(bundle.bundle)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_narrow_weights_stay_close(pixart: Path, diffusers: Reference, tmp_path: Path, pixart_cpu: Path, precision: str) -> None:
+    options = BuildOptions(model=str(pixart), target="cpu", precision=precision)
+    with load(build(options, tmp_path / "b.dxb")) as bundle:
+        assert psnr(_pictures(bundle), diffusers()) >= _NARROW
+        assert all(c.passed for c in selftest(bundle.bundle))
+        wide = open_bundle(pixart_cpu).manifest
+        assert wide.precision == "fp32" and bundle.bundle.manifest.precision == precision
+        size = {name: component.weight_bytes for name, component in bundle.bundle.manifest.components.items()}
+        assert all(size[name] < 0.75 * component.weight_bytes for name, component in wide.components.items())
+
+
+def test_where_a_bundle_goes_by_default() -> None:
+    options = BuildOptions(model="models/tiny/", target="jetson-orin@jetpack-6.2")
+    assert default_output(options) == Path("tiny-jetson-orin-jetpack-6.2.dxb")
+    with pytest.raises(UserError, match="model: expected a directory or a hub id, got '/'; name it"):
+        default_output(BuildOptions(model="/", target="cpu"))
