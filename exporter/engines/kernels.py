@@ -24,8 +24,8 @@ How a kernel is recognised:
 - *convolution*: ``corrltn`` (its name for convolution) and ``deconvolution``, also inside fusions.
 - *conversion*: a ``copy``, or a function that only casts, transposes, reshapes or moves (``__myl_TranReshMove``): work that
   a better spelling might save.
-- *other*: pointwise, normalisation, reduction, GEMMs of so few elements that the compiler wrote them out, and whatever is unknown. Control flow, checks and signals between
-  streams are not kernels.
+- *other*: pointwise, normalisation, reduction, GEMMs of so few elements that the compiler wrote them out, and whatever is
+  unknown. Control flow, checks and signals between streams are not kernels.
 - *unfused attention*: a GEMM whose result passes through a kernel with an exponential into another GEMM. The scores
   (sequence x sequence) then go through memory. A suspicion, because an exponential between GEMMs can have other reasons.
 
