@@ -132,21 +132,6 @@ def test_the_narrowest_fitting_profile_is_chosen(found: list[Range], size: int) 
 
 
 @pytest.mark.gpu
-def test_memory_goes_to_the_device_and_back(device: CudaDevice) -> None:
-    array = np.arange(1000, dtype=np.float32)
-    address = device.allocate(array.nbytes)
-    back = np.empty_like(array)
-    device.upload(array, address)
-    device.download(address, back)
-    device.wait()
-    device.free(address)
-    assert np.array_equal(array, back) and device.sm >= 50
-    with pytest.raises(Failure, match=r"^CUDA cuMemAlloc_v2: expected success, got error 2"):
-        device.allocate(1 << 50)
-    device.close()
-
-
-@pytest.mark.gpu
 def test_an_engine_computes_what_its_onnx_says(device: CudaDevice, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx (pip install 'dexport[rtx]')")
     onnxruntime = pytest.importorskip("onnxruntime")
