@@ -52,7 +52,9 @@ def open_engine(bundle: Bundle, component: str, size: tuple[int, int]) -> Engine
             from dexport.runtime.backends.tensorrt import TensorRTEngine
 
             cache = compile_cache() / f"{bundle.manifest.files[variant.artifact].sha256}.kernels"
-            return TensorRTEngine(bundle.file(variant.artifact), variant.format, name, cache=cache)
+            built_for = (variant.kernels or {}).get("accelerators", ())
+            sm = tuple(int(accelerator.removeprefix("sm")) for accelerator in built_for)
+            return TensorRTEngine(bundle.file(variant.artifact), variant.format, name, sm=sm, cache=cache)
         case _:
             fix = "run kit/build.sh on the device, as kit/README.md says"
             raise UserError(name, expected="engines", got="a build kit for a device", fix=fix)
