@@ -64,7 +64,8 @@ def build_command(flags: Mapping[str, Any], output: Path | None, config: Path | 
         path = build_bundle(options, output, report)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    click.echo(f"wrote {path}: {amount(size, 'B')} for {options.target} in {time.monotonic() - start:.1f} s")
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    click.echo(f"wrote {shown}: {amount(size, 'B')} for {options.target} in {time.monotonic() - start:.1f} s")
 
 
 def build_options(flags: Mapping[str, Any], config: Path | None, settings: Sequence[str]) -> BuildOptions:
