@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def plan(options: BuildOptions) -> Plan:
         storage=_DTYPES[precision],
         sizes=tuple(_checked_size(s, pipeline) for s in options.sizes) or (pipeline.default_size,),
         steps=options.steps or (pipeline.default_steps,),
-        scheduler=_scheduler(options.scheduler, directory / pipeline.scheduler_folder),
+        scheduler=_scheduler(options.scheduler, directory / pipeline.scheduler_folder, pipeline.scheduler_settings),
         guidance=pipeline.guidance.default if options.guidance is None else options.guidance,
         loras=tuple(open_lora(parse_lora(text), directory, pipeline.class_name) for text in options.loras),
     )
@@ -114,16 +115,22 @@ def _checked_size(size: Size, pipeline: Pipeline) -> Size:
     return size
 
 
-def _scheduler(name: str | None, folder: Path) -> Any:
-    """The pipeline's scheduler, or another class with the pipeline's configuration, as diffusers' `from_config` swaps them."""
+def _scheduler(name: str | None, folder: Path, settings: Mapping[str, Any]) -> Any:
+    """The pipeline's scheduler as the pipeline sets it, or another class with its configuration, as diffusers' `from_config` swaps them."""
+    saved = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    own = _scheduler_class(str(saved["_class_name"])).from_config(saved)
+    own.register_to_config(**{entry: wanted for entry, wanted in settings.items() if entry in own.config})
+    swapped = _scheduler_class(name) if name else type(own)
+    return own if swapped is type(own) else swapped.from_config(own.config)
+
+
+def _scheduler_class(wanted: str) -> Any:
     import diffusers
 
-    own = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
-    wanted = name or str(own["_class_name"])
     found = getattr(diffusers, wanted, None) or getattr(diffusers, f"{wanted}Scheduler", None)
     if not (inspect.isclass(found) and issubclass(found, diffusers.SchedulerMixin)):
         every = [n for n in dir(diffusers) if n.endswith("Scheduler")]
         near = difflib.get_close_matches(wanted, every, 3, cutoff=0.3)
         fix = f"did you mean {' or '.join(near)}?" if near else "see diffusers' list of schedulers"
         raise UserError(f"scheduler {wanted}", expected="a scheduler class of diffusers", got=repr(wanted), fix=fix)
-    return found.from_config(own)
+    return found

@@ -35,7 +35,7 @@ class Decoder(nn.Module):
             latent = latent + latent.new_tensor(self.means).reshape(1, -1, 1, 1)
         pixels = self.model.decode(latent, return_dict=False)[0]  # type: ignore[operator]
         unit = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return (unit.float() * 255).round().to(torch.uint8)
+        return (unit.float() * 255).round().to(torch.uint8)  # type: ignore[no-any-return]
 
 
 def decoder_component(directory: Path, latent: tuple[Dim, ...], dtype: torch.dtype, per_channel: bool = False) -> Component:

@@ -69,7 +69,7 @@ def open_clip(
         (Input(ids, (BATCH, tokens), torch.int64, Kind.PROMPT),),
         (hidden, pooled) if pooled else (hidden,),
     )
-    return Clip(Text(folder, tokenizer, tokens, ids), component, int(config.hidden_size), int(config.projection_dim))
+    return Clip(Text(folder, tokenizer, tokens, ids), component, int(config.hidden_size), int(config.projection_dim or 0))
 
 
 def _length(tokenizer: Path, positions: int) -> int:

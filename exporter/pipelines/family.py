@@ -108,6 +108,7 @@ class Pipeline:
         latent_shape: (size) -> shape of one latent, without the batch axis.
         schedule_arguments: (size, steps) -> keyword arguments of `set_timesteps` beside the number of steps.
         size_multiple: height and width must be multiples of it, in pixels.
+        scheduler_settings: what the pipeline sets in its scheduler's configuration, where that has the entry, whatever is saved.
         decode: what turns the buffer "latent" into pixels after the loop.
         results: the buffers with the pixels, ["batch", H, W, 3] or ["batch", frames, H, W, 3]; several are joined along the frames.
         frames: frames of a video, None for images.
@@ -124,6 +125,7 @@ class Pipeline:
     size_multiple: int
     default_steps: int
     scheduler_folder: str = "scheduler"
+    scheduler_settings: Mapping[str, Any] = field(default_factory=dict)
     requests: tuple[Request, ...] = ()
     schedule_arguments: Callable[[Size, int], Mapping[str, Any]] = field(default=lambda size, steps: {})
     decode: tuple[Call, ...] = (Call("vae_decoder", ("latent",), ("image",)),)

@@ -74,4 +74,5 @@ def open_pipeline(directory: Path, class_name: str) -> Pipeline:
         size_multiple=size_multiple(factor),
         default_steps=50,
         requests=requests,
+        scheduler_settings={"steps_offset": 1, "clip_sample": False},  # what the pipeline's constructor sets
     )

@@ -67,7 +67,7 @@ def _example(item: Input, batch: int, generator: torch.Generator) -> torch.Tenso
     if item.name == "given":
         return torch.arange(batch, dtype=torch.float32) % 2
     if item.dtype is torch.int64:
-        return torch.randint(0, 100, shape, generator=generator)
+        return torch.randint(0, 80, shape, generator=generator)
     return torch.randn(shape, generator=generator, dtype=item.dtype)
 
 
