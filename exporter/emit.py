@@ -25,6 +25,7 @@ from dexport.targets.target import Target
 
 _FOLDER = "graphs"
 _ENGINES = "engines"
+EVERYTHING = "*"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Emitter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._open.close()
 
-    def add(self, graph: Graph, ranges: Ranges, size: Size | None, *, islands: tuple[str, ...] = ()) -> None:
+    def add(self, graph: Graph, ranges: Ranges, size: Size | None) -> None:
         """Writes one component for one size (None: any size)."""
         stem = graph.name if size is None else f"{graph.name}-{size[0]}x{size[1]}"
         onnx = self._onnx(graph, stem)
@@ -75,15 +76,24 @@ class Emitter:
             inputs, outputs = _common(known.inputs, _ports(graph.inputs)), _common(known.outputs, _ports(graph.outputs))
             self.components[graph.name] = replace(known, inputs=inputs, outputs=outputs, variants=(*known.variants, variant))
             return
+        islands = self._islands(graph)
         self.components[graph.name] = Component(
             inputs=_ports(graph.inputs),
             outputs=_ports(graph.outputs),
             variants=(variant,),
             parameters=graph.parameter_count(),
             weight_bytes=onnx.weight_bytes,
-            precision="fp32" if islands == ("*",) else self.precision,
+            precision="fp32" if islands == (EVERYTHING,) else self.precision,
             islands=islands,
         )
+
+    def _islands(self, graph: Graph) -> tuple[str, ...]:
+        """What stays in fp32 where the build is narrower: names of weights, or a star for the whole component."""
+        weights = {name: w for name, w in graph.used_weights().items() if len(w.shape) >= 2}
+        wide = sorted(name.removeprefix("model.") for name, w in weights.items() if w.dtype is torch.float32)
+        if self._stored() is not torch.float32 or self.precision == "fp32" or not weights:
+            return ()
+        return (EVERYTHING,) if len(wide) == len(weights) else tuple(wide)
 
     def finish(self) -> None:
         """Closes the weight files and writes what needs all components: the build kit of a Jetson."""
