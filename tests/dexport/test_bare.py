@@ -66,9 +66,9 @@ def test_the_command_line_works_without_torch(python: Path) -> None:
     assert error.startswith("error: ") and error.endswith("it is not installed; run: pip install 'dexport[export]'")
 
 
-def test_a_bundle_runs_without_torch(python: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_runs_without_torch(python: Path, pixart_cpu: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    result = _run(python, "-m", "dexport", "run", tiny_bundle, "--prompt", "a red circle", "--seed", 1, "-o", out)
+    result = _run(python, "-m", "dexport", "run", pixart_cpu, "--prompt", "a red circle", "--seed", 1, "-o", out)
     assert result.stdout.startswith(f"wrote {out}")
     assert out.stat().st_size > 0
-    assert "FAILED" not in _run(python, "-m", "dexport", "selftest", tiny_bundle).stdout
+    assert "FAILED" not in _run(python, "-m", "dexport", "selftest", pixart_cpu).stdout

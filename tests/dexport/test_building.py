@@ -21,17 +21,15 @@ def test_without_torch_the_extra_is_named() -> None:
     assert result.stderr.splitlines()[-1] == message
 
 
-def test_a_plan_says_what_would_be_built(tiny_pipeline: Path) -> None:
-    lines = dict(
-        line.split(maxsplit=1) for line in plan_lines(options_from({"model": str(tiny_pipeline), "target": "cpu", "steps": "3"}, "test"))
-    )
+def test_a_plan_says_what_would_be_built(pixart: Path) -> None:
+    lines = dict(line.split(maxsplit=1) for line in plan_lines(options_from({"model": str(pixart), "target": "cpu", "steps": "3"}, "test")))
     assert lines["precision"] == "fp32"
     assert lines["target"].startswith("cpu")
     assert lines["sampling"].endswith("steps 3")
 
 
-def test_impossible_requests_are_refused_before_any_work(tiny_pipeline: Path, tmp_path: Path) -> None:
-    fp8 = options_from({"model": str(tiny_pipeline), "target": "jetson-xavier"}, "test")
+def test_impossible_requests_are_refused_before_any_work(pixart: Path, tmp_path: Path) -> None:
+    fp8 = options_from({"model": str(pixart), "target": "jetson-xavier"}, "test")
     with pytest.raises(UserError, match=r"expected TensorRT 10\.3 or newer"):
         build_bundle(fp8, tmp_path / "out.dxb", lambda stage, fraction: None)
     assert not list(tmp_path.iterdir())
