@@ -119,7 +119,9 @@ def measure(folder: Path, runs: int) -> list[dict[str, Any]]:
     ]
 
 
-def peer_loops(pipeline: Any, onnx_file: Path, prompt: torch.Tensor, masks: torch.Tensor) -> dict[str, Callable[[], tuple[torch.Tensor, float]]]:
+def peer_loops(
+    pipeline: Any, onnx_file: Path, prompt: torch.Tensor, masks: torch.Tensor
+) -> dict[str, Callable[[], tuple[torch.Tensor, float]]]:
     """name -> a function that runs the whole loop once."""
     import onnxruntime
 

@@ -105,7 +105,8 @@ def write_pixart(directory: Path) -> None:
     shutil.rmtree(directory / "transformer")
     shape = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "cross_attention_dim": 1152, "caption_channels": 4096}
     model = hollow_model(
-        lambda: PixArtTransformer2DModel(in_channels=4, out_channels=8, sample_size=64, use_additional_conditions=False, **shape), torch.float32
+        lambda: PixArtTransformer2DModel(in_channels=4, out_channels=8, sample_size=64, use_additional_conditions=False, **shape),
+        torch.float32,
     )
     write_sparse_model(model, directory / "transformer", torch.float32)
 

@@ -33,7 +33,9 @@ def measured(path: Path) -> list[dict[str, Any]]:
 
     started = private_mib()
     bundle = open_bundle(path)
-    mapped = {name: bundle.map(file) for name, c in bundle.manifest.components.items() for file in c.variants[0].files if file.endswith(".bin")}
+    mapped = {
+        name: bundle.map(file) for name, c in bundle.manifest.components.items() for file in c.variants[0].files if file.endswith(".bin")
+    }
     for array in mapped.values():
         array[::4096].sum()  # touches every page
     total = sum(array.nbytes for array in mapped.values()) / 2**20

@@ -69,4 +69,8 @@ def _processor() -> dict[str, Any]:
     flags = next((line.split(":")[1].split() for line in info.splitlines() if line.startswith("flags")), [])
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
     model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), platform.machine())
-    return {"model": model, "cores": len([line for line in info.splitlines() if line.startswith("processor")]), "isa": [f for f in wanted if f in flags]}
+    return {
+        "model": model,
+        "cores": len([line for line in info.splitlines() if line.startswith("processor")]),
+        "isa": [f for f in wanted if f in flags],
+    }

@@ -119,16 +119,15 @@ class Emitter:
             case "openvino":
                 ir = ir_from_onnx(onnx.path, self._engine_path(f"{stem}.xml"))
                 self._forget_onnx(graph.name, onnx)
-                files = (self._relative(ir.xml), self._relative(ir.bin))
-                return Variant(size=size, artifact=files[0], format="openvino", files=files)
+                parts = (self._relative(ir.xml), self._relative(ir.bin))
+                return Variant(size=size, artifact=parts[0], format="openvino", files=parts)
             case "tensorrt-rtx":
                 assert self.target.sm is not None
                 plan = self._engine_path(f"{stem}.plan")
                 report = build_engine(onnx.path, plan, sm=(self.target.sm,), profiles=_profiles(graph, ranges))
                 self._forget_onnx(graph.name, onnx)
-                files = (self._relative(plan),)
-                kernels = report.kernels.to_dict()
-                return Variant(size=size, artifact=files[0], format="tensorrt-rtx", files=files, native=True, kernels=kernels)
+                file, kernels = self._relative(plan), report.kernels.to_dict()
+                return Variant(size=size, artifact=file, format="tensorrt-rtx", files=(file,), native=True, kernels=kernels)
             case backend:
                 files = tuple(self._relative(p) for p in (onnx.path, onnx.weights) if p is not None)
                 if backend == "tensorrt-kit":

@@ -60,7 +60,7 @@ class WeightFile:
         if key not in self._by_origin:
             tensor = weight.load()
             check_weight(weight, tensor)
-            self._by_origin[key] = self._append(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+            self._by_origin[key] = self._append(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
         return self._by_origin[key]
 
     def put_bytes(self, data: bytes) -> Place:

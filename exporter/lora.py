@@ -154,7 +154,7 @@ def _translated(path: Path, directory: Path, class_name: str) -> tuple[dict[str,
     alphas: dict[str, Any] = {}
     if translate is not None:
         unet = directory / "unet" / "config.json"
-        options = {"unet_config": FrozenDict(json.loads(unet.read_text()))} if unet.exists() else {}  # type: ignore[no-untyped-call]
+        options = {"unet_config": FrozenDict(json.loads(unet.read_text()))} if unet.exists() else {}
         try:
             answer = translate(stored, return_alphas=True, **options)
         except Exception as error:

@@ -65,14 +65,14 @@ def onnx_from_graph(graph: Graph, path: Path, *, opset: int, weights: WeightFile
 
 def _translated(graph: Graph, opset: int) -> ir.Model:
     symbols = {name: torch.export.Dim(name, min=1, max=4096) for name in (BATCH, STEPS)}
-    arguments = tuple(torch.ones([_EXAMPLE.get(str(d), d) for d in p.shape], dtype=p.dtype) for p in graph.inputs)  # type: ignore[misc]
+    arguments = tuple(torch.ones([_EXAMPLE[d] if isinstance(d, str) else d for d in p.shape], dtype=p.dtype) for p in graph.inputs)
     shapes = tuple({i: symbols[str(d)] for i, d in enumerate(p.shape) if isinstance(d, str)} for p in graph.inputs)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(graph.module, arguments, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, optimize=False, verbose=False, custom_translation_table=translations()
+                program, dynamo=True, opset_version=opset, optimize=False, verbose=False, custom_translation_table=dict(translations())
             )
     except Exception as error:
         reason = _innermost(error)
@@ -165,13 +165,13 @@ def _place_weights(model: ir.Model, weights: Mapping[str, Weight], file: WeightF
             if constant is None or constant.nbytes <= _INLINE_BYTES:
                 continue
             place = file.put_bytes(constant.tobytes())
-            dtype, shape = constant.dtype, constant.shape
+            dtype, shape = constant.dtype, tuple(constant.shape.numpy())
         else:
             place = file.put(weight)
-            dtype, shape = _ir_type(weight.dtype), ir.Shape(weight.shape)
+            dtype, shape = _ir_type(weight.dtype), weight.shape
         total += place.length
         where = (file.path.name, place.offset, place.length)
-        value.const_value = ir.ExternalTensor(*where, dtype, shape=shape, name=name, base_dir=path.parent)
+        value.const_value = ir.ExternalTensor(*where, dtype, shape=ir.Shape(shape), name=name, base_dir=path.parent)
     return total
 
 

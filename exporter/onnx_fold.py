@@ -72,7 +72,7 @@ def _evaluate(node: ir.Node, known: dict[str, np.ndarray], model: ir.Model) -> l
 def _replace(model: ir.Model, output: ir.Value, result: np.ndarray) -> None:
     """Turns a node's output into an initializer of the same name, so that its readers need no change."""
     tensor = ir.tensor(result, name=output.name)
-    value = ir.Value(name=output.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=output.name, shape=ir.Shape(result.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     output.replace_all_uses_with(value, replace_graph_outputs=True)
     output.name = f"{output.name}.folded"
     model.graph.initializers[str(value.name)] = value

@@ -51,7 +51,12 @@ class BuildOptions:
     def __post_init__(self) -> None:
         low, high = self.guidance_interval
         if not 0 <= low <= high <= 1:
-            raise UserError("guidance_interval", expected="two fractions with 0 <= first <= last <= 1", got=f"{low}, {high}", fix="give 0,1 for all steps")
+            raise UserError(
+                "guidance_interval",
+                expected="two fractions with 0 <= first <= last <= 1",
+                got=f"{low}, {high}",
+                fix="give 0,1 for all steps",
+            )
         if self.golden not in ("auto", "none"):
             raise UserError("golden", expected="auto or none", got=self.golden, fix="choose one of them")
         if self.batch < 1:
@@ -116,7 +121,9 @@ def _converted(key: str, value: Any, where: str) -> Any:
             case _:
                 return str(value)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{where}: {key}", expected="a value of its kind (see `dexport build --help`)", got=repr(value), fix="correct it") from error
+        raise UserError(
+            f"{where}: {key}", expected="a value of its kind (see `dexport build --help`)", got=repr(value), fix="correct it"
+        ) from error
 
 
 def _list(value: Any) -> list[Any]:

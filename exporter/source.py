@@ -31,7 +31,9 @@ def local_directory(model: str) -> Path:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         fix = "check the id and the network, or give a local directory"
-        raise UserError(model, expected="a local directory or a hub id", got=f"no such directory, and the hub says: {reason}", fix=fix) from error
+        raise UserError(
+            model, expected="a local directory or a hub id", got=f"no such directory, and the hub says: {reason}", fix=fix
+        ) from error
 
 
 def source_hash(directory: Path) -> str:

@@ -60,7 +60,7 @@ def attention(
 
 
 def _scalar(number: float, like: Any) -> Any:
-    return op.Constant(value=ir.tensor(number, dtype=like.dtype))
+    return op.Constant(value=ir.serde.serialize_tensor(ir.tensor(number, dtype=like.dtype)))
 
 
 def _lowest(dtype: ir.DataType) -> float:
@@ -69,7 +69,7 @@ def _lowest(dtype: ir.DataType) -> float:
 
 def _causal(rows: int, columns: int, dtype: ir.DataType) -> Any:
     mask = torch.full((rows, columns), _lowest(dtype)).triu(1).tolist()
-    return op.Constant(value=ir.tensor(mask, dtype=dtype))
+    return op.Constant(value=ir.serde.serialize_tensor(ir.tensor(mask, dtype=dtype)))
 
 
 def slice_(x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:

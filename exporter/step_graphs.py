@@ -30,7 +30,9 @@ def step_graphs(solvers: Iterable[Solver], latent: tuple[int, ...]) -> tuple[Gra
             known = graphs.setdefault(name, graph)
             if known.module.code != graph.module.code:
                 got = f"different step graphs of {solver.scheduler} for different numbers of steps"
-                raise UserError("steps", expected="one step graph for all numbers of steps", got=got, fix="build a bundle per number of steps")
+                raise UserError(
+                    "steps", expected="one step graph for all numbers of steps", got=got, fix="build a bundle per number of steps"
+                )
     return tuple(graphs.values())
 
 

@@ -74,7 +74,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         files = [directory / name for name in sorted(set(wanted.values()))]
         for file in files:
             if not file.exists():
-                raise UserError(str(file), expected=f"a shard that {indices[0].name} lists", got="no such file", fix="download the missing shard")
+                raise UserError(
+                    str(file), expected=f"a shard that {indices[0].name} lists", got="no such file", fix="download the missing shard"
+                )
     else:
         files = _single(directory)
     stored: dict[str, Stored] = {}
@@ -89,7 +91,9 @@ def _single(directory: Path) -> list[Path]:
     if not found:
         others = sorted(p.name for p in directory.glob("*.bin"))
         got = f"only {', '.join(others)}" if others else "no weights"
-        raise UserError(str(directory), expected="*.safetensors weights", got=got, fix="save the pipeline with save_pretrained(safe_serialization=True)")
+        raise UserError(
+            str(directory), expected="*.safetensors weights", got=got, fix="save the pipeline with save_pretrained(safe_serialization=True)"
+        )
     return plain[:1] or found[:1]
 
 
@@ -103,7 +107,12 @@ def read_header(file: Path) -> dict[str, Stored]:
     with file.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         if length > min(size, _LARGEST_HEADER_BYTES):
-            raise UserError(str(file), expected="a safetensors file", got=f"a header of {length} bytes in a file of {size}", fix="download the file again")
+            raise UserError(
+                str(file),
+                expected="a safetensors file",
+                got=f"a header of {length} bytes in a file of {size}",
+                fix="download the file again",
+            )
         try:
             header = json.loads(handle.read(length))
         except ValueError as error:
@@ -144,7 +153,12 @@ def match_names(parameters: Iterable[str], checkpoint: Checkpoint, tied: Mapping
         candidates = [renamed(name, best), name, *(renamed(other, best) for other in _ties(name, tied))]
         found = next((c for c in candidates if c in checkpoint), None)
         if found is None:
-            raise UserError(where, expected=f"a tensor named {name}", got=f"{len(checkpoint)} tensors without it", fix="check that weights and config.json belong together")
+            raise UserError(
+                where,
+                expected=f"a tensor named {name}",
+                got=f"{len(checkpoint)} tensors without it",
+                fix="check that weights and config.json belong together",
+            )
         matched[name] = found
     return matched
 
@@ -160,7 +174,7 @@ def weight_of(stored: Stored, origin: str, shape: tuple[int, ...], dtype: torch.
         UserError: the shape differs from what the configuration says.
     """
     if stored.shape != shape:
-        raise UserError(origin, expected=f"shape {shape} (config.json)", got=f"{stored.shape}", fix="check that weights and config.json belong together")
+        raise UserError(
+            origin, expected=f"shape {shape} (config.json)", got=f"{stored.shape}", fix="check that weights and config.json belong together"
+        )
     return Weight(shape, dtype, lambda: stored.read().to(dtype), f"{stored.file}:{origin}:{dtype}")
-
-

@@ -147,7 +147,7 @@ def _is_identity(node: fx.Node) -> bool:
     if before.dtype != after.dtype or [str(size) for size in before.shape] != [str(size) for size in after.shape]:
         return False
     if node.target in (aten.div.Tensor, aten.mul.Tensor):
-        return node.args[1] == 1 and not isinstance(node.args[1], fx.Node)
+        return not isinstance(node.args[1], fx.Node) and bool(node.args[1] == 1)
     return node.target in _KEEPERS_OF_SHAPE
 
 

@@ -35,5 +35,7 @@ def ir_from_onnx(onnx: Path, out: Path) -> OpenVinoFiles:
         openvino.save_model(model, out, compress_to_fp16=False)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise Failure(onnx.name, expected="a model that OpenVINO can convert", got=reason, fix="report this with the output of --debug") from error
+        raise Failure(
+            onnx.name, expected="a model that OpenVINO can convert", got=reason, fix="report this with the output of --debug"
+        ) from error
     return OpenVinoFiles(out, out.with_suffix(".bin"))

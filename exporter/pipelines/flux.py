@@ -148,7 +148,7 @@ def _denoiser(config: Mapping[str, Any], latent: tuple[int | str, ...], tokens: 
     return Component(
         "denoiser",
         "transformer",
-        lambda: FluxTransformer2DModel.from_config(config),  # type: ignore[no-untyped-call]
+        lambda: FluxTransformer2DModel.from_config(config),
         lambda model: Denoiser(model, rows, columns, tokens),
         inputs,
         ("model_output",),

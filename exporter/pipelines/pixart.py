@@ -40,7 +40,9 @@ class Denoiser(nn.Module):
         super().__init__()
         self.model, self.size, self.channels, self.conditioned = model, size, channels, conditioned
 
-    def forward(self, latent: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, latent: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor, attention_mask: torch.Tensor
+    ) -> torch.Tensor:
         """The first C channels of the prediction."""
         batch = latent.shape[0]
         height, width = self.size

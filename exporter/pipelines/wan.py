@@ -133,7 +133,7 @@ def _models(directory: Path, transformer: Mapping[str, Any], latent: tuple[int, 
         Component(
             "denoiser",
             "transformer",
-            lambda: WanTransformer3DModel.from_config(transformer),  # type: ignore[no-untyped-call]
+            lambda: WanTransformer3DModel.from_config(transformer),
             lambda model: Denoiser(model, latent),
             (
                 Input("latent", (BATCH, *latent), dtype, Kind.LATENT),

@@ -77,7 +77,7 @@ def _pixels(decoded: torch.Tensor, model: nn.Module) -> torch.Tensor:
 
     patch = model.config.patch_size  # type: ignore[union-attr]
     if patch is not None:
-        decoded = unpatchify(decoded, patch_size=patch)  # type: ignore[no-untyped-call]
+        decoded = unpatchify(decoded, patch_size=patch)
     unit = (decoded.clamp(-1.0, 1.0) * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
     return (unit.float() * 255).round().to(torch.uint8)
 
@@ -93,7 +93,7 @@ def decoder_components(config: Mapping[str, Any], latent: tuple[int | str, ...],
     produced = ("pixels", *(f"new_cache_{i}" for i in range(len(caches))))  # an ONNX graph cannot have an output named as an input
 
     def construct() -> nn.Module:
-        return AutoencoderKLWan.from_config(config)  # type: ignore[no-any-return,no-untyped-call]
+        return AutoencoderKLWan.from_config(config)  # type: ignore[no-any-return]
 
     return (
         Component(
@@ -134,7 +134,7 @@ def cache_shapes(config: Mapping[str, Any], height: int, width: int) -> tuple[tu
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"), torch.no_grad():
-        model = AutoencoderKLWan.from_config(config)  # type: ignore[no-untyped-call]
+        model = AutoencoderKLWan.from_config(config)
         frame = torch.empty(1, int(config["z_dim"]), 1, height, width)
         model.clear_cache()
         held, used = model._feat_map, [0]

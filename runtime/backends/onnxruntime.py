@@ -58,5 +58,7 @@ def _onnxruntime(backend: str) -> Any:
         import onnxruntime
     except ImportError as error:
         extra = "onnxruntime" if backend == "onnxruntime-cpu" else "onnxruntime-gpu"
-        raise UserError(f"backend {backend}", expected="onnxruntime", got="it is not installed", fix=f"pip install 'dexport[{extra}]'") from error
+        raise UserError(
+            f"backend {backend}", expected="onnxruntime", got="it is not installed", fix=f"pip install 'dexport[{extra}]'"
+        ) from error
     return onnxruntime

@@ -75,7 +75,9 @@ def test_an_operator_from_elsewhere_is_refused_wherever_it_hides(place: str) -> 
                         else_branch = e () => (float[2] b) {{ b = Relu(v) }}>
         }}
         <domain: "own", opset_import: ["" : 20, "evil" : 1]> Twice (x) => (y) {{ y = {inner["function"]} }}""")
-    message = "loop.onnx: expected operators of ONNX or ai.onnx.ml or com.microsoft or dexport or trt, got 'Run' of 'evil'; get the bundle again"
+    message = (
+        "loop.onnx: expected operators of ONNX or ai.onnx.ml or com.microsoft or dexport or trt, got 'Run' of 'evil'; get the bundle again"
+    )
     with pytest.raises(UserError, match=message):
         _scan(data)
 
