@@ -123,8 +123,8 @@ def _narrowed(model: ir.Model, weights: Mapping[str, Weight], storage: torch.dty
     named = dict(weights)
     first = model.graph[0]
     for name, weight in weights.items():
-        value = model.graph.initializers[name]
-        if weight.dtype is not torch.float32 or len(weight.shape) < 2 or not value.uses():
+        value = model.graph.initializers.get(name)  # a weight that is stored transposed is gone under its own name
+        if value is None or weight.dtype is not torch.float32 or len(weight.shape) < 2 or not value.uses():
             continue
         named[name] = replace(weight, dtype=storage, load=_cast(weight, storage), origin=f"{weight.origin} as {storage}")
         cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
