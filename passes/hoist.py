@@ -143,7 +143,7 @@ def _wanted(node: fx.Node, kinds: dict[fx.Node, Kinds]) -> bool:
 def _keep_reason(node: fx.Node, frontier: set[fx.Node], kinds: dict[fx.Node, Kinds], states: dict[fx.Node, Rows]) -> str | None:
     if node.op == "placeholder":
         return None
-    if states[node] is Rows.MIXED or (states[node] is Rows.FREE and Kind.STEP in kinds[node]):
+    if states[node] is Rows.MIXED:
         return "its rows are not proven independent"
     sources = _tensor_sources(node)
     if node.target in _VIEWS:
@@ -180,13 +180,18 @@ def _row_bytes(node: fx.Node) -> int:
 
 def _loop(graph: Graph, steps: list[fx.Node], mixed: list[fx.Node], prompts: list[fx.Node]) -> Graph:
     """The loop: the captured graph in which every node of the cut is a new input or a piece of a packed one."""
-    nodes, new = fx.Graph(), {}
+    nodes = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
     entering = graph.placeholders()
     ports = [p for p in graph.inputs if Kind.LATENT in p.kinds]
     for port in ports:
         new[entering[port.name]] = nodes.node_copy(entering[port.name])
     latent = new[entering[ports[0].name]]
-    packs = [(name, dtype, members) for name, cut in ((STEP_VALUES, steps), (SCHEDULE_VALUES, mixed)) for dtype, members in _by_dtype(cut).items()]
+    packs = [
+        (name, dtype, members)
+        for name, cut in ((STEP_VALUES, steps), (SCHEDULE_VALUES, mixed))
+        for dtype, members in _by_dtype(cut).items()
+    ]
     packed = [_packed_input(nodes, latent, name, dtype, members) for name, dtype, members in packs]
     ports += [port for port, _ in packed]
     for node in prompts:
@@ -194,7 +199,7 @@ def _loop(graph: Graph, steps: list[fx.Node], mixed: list[fx.Node], prompts: lis
         new[node] = _placeholder(nodes, port, value(node))
         ports.append(port)
     batch = call_node(nodes, aten.sym_size.int, latent, 0)
-    for (_, _, members), (port, placeholder) in zip(packs, packed):
+    for (_, _, members), (_, placeholder) in zip(packs, packed):
         new.update(_split(nodes, members, placeholder, batch))
     results = _copy(nodes, graph, _results(graph), new, batch)
     nodes.output(tuple(results))
@@ -227,17 +232,23 @@ def _split(nodes: fx.Graph, members: list[fx.Node], packed: fx.Node, batch: fx.N
 
 def _table(graph: Graph, steps: list[fx.Node]) -> Graph:
     """timestep ["steps"] -> the packed step values ["steps", W], one output per dtype."""
-    nodes, new = fx.Graph(), {}
+    nodes = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
     ports = _enter(nodes, graph, steps, new)
     rows_of_steps = nodes.call_function(aten.sym_size.int, (new[graph.placeholders()[ports[0].name]], 0))
     outputs = []
     results = []
     for dtype, members in _by_dtype(steps).items():
-        pieces = [nodes.call_function(aten.reshape.default, (piece, [rows_of_steps, -1])) for piece in _copy(nodes, graph, members, new, rows_of_steps)]
+        pieces = [
+            nodes.call_function(aten.reshape.default, (piece, [rows_of_steps, -1]))
+            for piece in _copy(nodes, graph, members, new, rows_of_steps, many_steps=True)
+        ]
         results.append(nodes.call_function(aten.cat.default, (pieces, 1)))
         outputs.append(Port(_packed_name(STEP_VALUES, dtype), dtype, (STEPS, sum(_row_width(n) for n in members))))
     nodes.output(tuple(results))
-    return with_nodes(graph, nodes, name=f"{graph.name}_table", inputs=tuple(replace(p, shape=(STEPS,)) for p in ports), outputs=tuple(outputs))
+    return with_nodes(
+        graph, nodes, name=f"{graph.name}_table", inputs=tuple(replace(p, shape=(STEPS,)) for p in ports), outputs=tuple(outputs)
+    )
 
 
 def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
@@ -245,7 +256,8 @@ def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
 
     The rows of the captured graph become the pairs (step, prompt row), step first.
     """
-    nodes, entered = fx.Graph(), {}
+    nodes = fx.Graph()
+    entered: dict[fx.Node, fx.Node] = {}
     ports = _enter(nodes, graph, mixed, entered)
     step_port = next(p for p in ports if Kind.STEP in p.kinds)
     row_port = next(p for p in ports if p.shape[:1] == (BATCH,))
@@ -253,11 +265,13 @@ def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
     steps = nodes.call_function(aten.sym_size.int, (entered[entering[step_port.name]], 0))
     batch = nodes.call_function(aten.sym_size.int, (entered[entering[row_port.name]], 0))
     pairs = nodes.call_function(operator.mul, (steps, batch))
-    new = {}
+    new: dict[fx.Node, fx.Node] = {}
     for port in ports:
         source, rest = entered[entering[port.name]], list(port.shape[1:])
         if port.shape[:1] == (BATCH,):
-            wide = nodes.call_function(aten.expand.default, (nodes.call_function(aten.unsqueeze.default, (source, 0)), [steps, batch, *rest]))
+            wide = nodes.call_function(
+                aten.expand.default, (nodes.call_function(aten.unsqueeze.default, (source, 0)), [steps, batch, *rest])
+            )
         elif Kind.STEP in port.kinds:
             wide = nodes.call_function(aten.expand.default, (nodes.call_function(aten.unsqueeze.default, (source, 1)), [steps, batch]))
         else:
@@ -266,7 +280,8 @@ def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
         new[entering[port.name]] = nodes.call_function(aten.reshape.default, (wide, [pairs, *rest]))
     outputs, results = [], []
     for dtype, members in _by_dtype(mixed).items():
-        pieces = [nodes.call_function(aten.reshape.default, (piece, [pairs, -1])) for piece in _copy(nodes, graph, members, new, pairs)]
+        copied = _copy(nodes, graph, members, new, pairs, many_steps=True)
+        pieces = [nodes.call_function(aten.reshape.default, (piece, [pairs, -1])) for piece in copied]
         results.append(nodes.call_function(aten.cat.default, (pieces, 1)))
         outputs.append(Port(_packed_name(SCHEDULE_VALUES, dtype), dtype, (f"{STEPS}*{BATCH}", sum(_row_width(n) for n in members))))
     nodes.output(tuple(results))
@@ -277,7 +292,8 @@ def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
 def _prelude(graph: Graph, prompts: list[fx.Node]) -> Graph:
     """prompt inputs -> the prompt values that the loop reads."""
     computed = [n for n in prompts if n.op != "placeholder"]
-    nodes, new = fx.Graph(), {}
+    nodes = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
     ports = _enter(nodes, graph, computed, new)
     row_port = next((p for p in ports if p.shape[:1] == (BATCH,)), ports[0])
     batch = nodes.call_function(aten.sym_size.int, (new[graph.placeholders()[row_port.name]], 0))
@@ -310,13 +326,33 @@ def _needed(wanted: list[fx.Node], given: dict[fx.Node, fx.Node]) -> set[fx.Node
     return found
 
 
-def _copy(nodes: fx.Graph, graph: Graph, wanted: list[fx.Node], new: dict[fx.Node, fx.Node], batch: fx.Node) -> list[fx.Node]:
-    """Copies what `wanted` needs beyond `new` into `nodes`; the size of the batch is read from `batch`."""
+def _copy(
+    nodes: fx.Graph, graph: Graph, wanted: list[fx.Node], new: dict[fx.Node, fx.Node], batch: fx.Node, *, many_steps: bool = False
+) -> list[fx.Node]:
+    """Copies what `wanted` needs beyond `new` into `nodes`; the size of the batch is read from `batch`.
+
+    With `many_steps` the timesteps are rows too: `batch` counts them, and what was computed from one becomes that many rows.
+    """
     needed = _needed(wanted, new)
+    kinds = dependence(graph) if many_steps else {}
     for node in graph.module.graph.nodes:
         if node in needed:
             new[node] = batch if _is_batch_size(node) else nodes.node_copy(node, lambda n: new[n])
+            if many_steps and Kind.STEP in kinds[node] and _has_one_row(node):
+                _lengthen(new[node], batch)
     return [new[n] for n in wanted]
+
+
+def _has_one_row(node: fx.Node) -> bool:
+    return is_tensor(node) and value(node).dim() > 0 and value(node).shape[0] == 1
+
+
+def _lengthen(node: fx.Node, rows_now: fx.Node) -> None:
+    """What was computed from one timestep is now computed from many: a size of 1 that is written down becomes their number."""
+    if node.target not in (aten.reshape.default, aten.expand.default):
+        return
+    rest = list(node.args[1])[1:]  # type: ignore[arg-type]
+    node.args = (node.args[0], [-1 if node.target is aten.expand.default or -1 not in rest else rows_now, *rest])
 
 
 def _is_batch_size(node: fx.Node) -> bool:
@@ -325,7 +361,7 @@ def _is_batch_size(node: fx.Node) -> bool:
 
 def _results(graph: Graph) -> list[fx.Node]:
     output = next(n for n in graph.module.graph.nodes if n.op == "output")
-    return [n for n in output.args[0] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
+    return [n for n in output.args[0] if isinstance(n, fx.Node)]
 
 
 def _by_dtype(members: list[fx.Node]) -> dict[torch.dtype, list[fx.Node]]:

@@ -38,8 +38,9 @@ def tiny_pixart(directory: Path, *, seed: int = 0, size: int = 8, **transformer:
         scaling_factor=0.7,
     )
     with torch.no_grad():
-        for parameter in model.parameters():  # diffusers starts some projections at zero, which would hide mistakes
-            parameter.copy_(torch.randn_like(parameter) * 0.08)
+        for name, parameter in model.named_parameters():  # diffusers starts some projections at zero, which would hide mistakes
+            heard = "attn2" in name or "caption_projection" in name  # so that the prompt shows in the picture
+            parameter.copy_(torch.randn_like(parameter) * (0.32 if heard and parameter.dim() > 1 else 0.08))
     pipeline = PixArtAlphaPipeline(tokenizer, text, vae.eval(), model.eval(), DPMSolverMultistepScheduler())
     pipeline.save_pretrained(directory)
     return directory
