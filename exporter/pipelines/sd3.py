@@ -53,10 +53,11 @@ class Denoiser(nn.Module):
         prompt_embeds_3: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The velocity prediction."""
-        clip = torch.cat([prompt_embeds, prompt_embeds_2], dim=-1)
-        batch, tokens, used = clip.shape
-        clip = torch.cat([clip, clip.new_zeros(1, 1, 1).expand(batch, tokens, self.width - used)], dim=-1)
-        t5 = clip.new_zeros(1, 1, 1).expand(batch, _T5_TOKENS, self.width) if prompt_embeds_3 is None else prompt_embeds_3
+        batch, tokens = prompt_embeds.shape[:2]
+        used = prompt_embeds.shape[2] + prompt_embeds_2.shape[2]
+        zero = torch.zeros(1, 1, 1, dtype=prompt_embeds.dtype)
+        clip = torch.cat([prompt_embeds, prompt_embeds_2, zero.expand(batch, tokens, self.width - used)], dim=-1)
+        t5 = zero.expand(batch, _T5_TOKENS, self.width) if prompt_embeds_3 is None else prompt_embeds_3
         return self.model(  # type: ignore[no-any-return]
             hidden_states=latent,
             timestep=timestep.expand(latent.shape[0]),

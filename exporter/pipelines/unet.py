@@ -68,5 +68,5 @@ def guidance_embedding(guidance: torch.Tensor, width: int, dtype: torch.dtype) -
     angles = ((guidance - 1) * 1000.0)[:, None] * frequencies[None, :]
     waves = torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
     if width % 2:
-        waves = torch.cat([waves, waves.new_zeros(1, 1).expand(waves.shape[0], 1)], dim=1)
+        waves = torch.cat([waves, torch.zeros(1, 1).expand(waves.shape[0], 1)], dim=1)
     return waves.to(dtype)

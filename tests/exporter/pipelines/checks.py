@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,9 @@ def captured(directory: Path) -> Captured:
     """Opens and captures a pipeline directory at its default size in fp32."""
     from diffusers import DiffusionPipeline
 
-    original = DiffusionPipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    index = json.loads((directory / "model_index.json").read_text())
+    absent = {name: None for name, entry in index.items() if isinstance(entry, list) and entry[0] is None}
+    original = DiffusionPipeline.from_pretrained(directory, dtype=torch.float32, **absent)
     original.set_progress_bar_config(disable=True)
     pipeline = open_directory(directory)
     components = {c.name: c for c in pipeline.components(pipeline.default_size, torch.float32)}
