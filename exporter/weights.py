@@ -6,9 +6,11 @@ Reading by position instead of mapping keeps the resident memory at the tensor b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,10 +70,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     Raises:
         UserError: no safetensors, a shard is missing or truncated, or a header is unreadable.
     """
-    indices = sorted(directory.glob("*.safetensors.index.json"))
+    indices = sorted(directory.glob("*.safetensors.index*.json"), key=lambda path: len(path.name))  # "...index.fp16.json" is a variant
     if indices:
-        wanted = json.loads(indices[0].read_text())["weight_map"]
-        files = [directory / name for name in sorted(set(wanted.values()))]
+        files = [directory / name for name in _listed(indices[0])]
         for file in files:
             if not file.exists():
                 raise UserError(
@@ -83,6 +84,13 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     for file in files:
         stored.update(read_header(file))
     return stored
+
+
+def _listed(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(str(index), expected="an index with a weight_map", got="something else", fix="download the file again") from error
 
 
 def _single(directory: Path) -> list[Path]:
@@ -113,20 +121,25 @@ def read_header(file: Path) -> dict[str, Stored]:
                 got=f"a header of {length} bytes in a file of {size}",
                 fix="download the file again",
             )
-        try:
-            header = json.loads(handle.read(length))
-        except ValueError as error:
-            raise UserError(str(file), expected="a safetensors file", got="an unreadable header", fix="download the file again") from error
-    start = 8 + length
-    stored = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        if start + end > size:
-            raise _truncated(file, start + end, size)
-        stored[name] = Stored(file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin, end - begin)
+        content = handle.read(length)
+    try:
+        header = {name: entry for name, entry in json.loads(content).items() if name != "__metadata__"}
+        stored = {name: _stored(file, entry, 8 + length) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"an unreadable header ({str(error) or type(error).__name__})"
+        raise UserError(str(file), expected="a safetensors file", got=reason, fix="download the file again") from error
+    for tensor in stored.values():
+        if tensor.offset + tensor.nbytes > size:
+            raise _truncated(file, tensor.offset + tensor.nbytes, size)
     return stored
+
+
+def _stored(file: Path, entry: dict[str, Any], start: int) -> Stored:
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(int(size) for size in entry["shape"])
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{end - begin} bytes for {list(shape)} of {entry['dtype']}")
+    return Stored(file, dtype, shape, start + begin, end - begin)
 
 
 def _truncated(file: Path, expected: int, got: int) -> UserError:
