@@ -35,6 +35,7 @@ def repair(graph: Graph) -> Graph:
     graph = cast_for_type_as(graph)
     graph = value_for_copy(graph)
     graph = stack_for_slice_scatter(graph)
+    graph = nearest_for_nearest_exact(graph)
     graph = drop_identities(graph)
     graph = expand_for_repeat_interleave(graph)
     graph = permute_for_einsum(graph)
@@ -78,6 +79,20 @@ def cat_for_concat(graph: Graph) -> Graph:
 def drop_copies(graph: Graph) -> Graph:
     """Removes copies and inference-time dropout."""
     return _bypass(graph, lambda node: node.target in _COPIES)
+
+
+def nearest_for_nearest_exact(graph: Graph) -> Graph:
+    """Upsampling by whole factors is the same for both kinds of nearest; the plain one becomes an ONNX Resize, the other GatherND."""
+    nodes = copied_nodes(graph.module)
+    for node in nodes.nodes:
+        if node.target is not aten._upsample_nearest_exact2d.vec:
+            continue
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        before, after = value(source).shape[2:], value(node).shape[2:]
+        if all(isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in zip(before, after)):
+            node.target, node.args = aten.upsample_nearest2d.vec, (source, None, [b / a for a, b in zip(before, after)])
+    return with_nodes(graph, nodes)
 
 
 def cast_for_type_as(graph: Graph) -> Graph:

@@ -1,5 +1,6 @@
-"""The repairs that rotary embeddings written in place need."""
+"""The repairs that video transformers and their autoencoder need: rotary embeddings written in place, exact nearest upsampling."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,17 @@ class Partial(nn.Module):
         out = torch.zeros_like(latent)
         out[..., 0::2] = latent[..., 1::2]
         return out
+
+
+class Enlarged(nn.Module):
+    """Exact nearest upsampling by `factor`."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=factor, mode="nearest-exact")
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.up(latent.unsqueeze(1))
 
 
 class Sum(nn.Module):
@@ -69,3 +81,10 @@ def test_capture_takes_a_variable_number_of_inputs() -> None:
     values = {f"x{i}": torch.full((2, 3, 8), float(i + 1)) for i in range(3)}
     assert [port.shape[0] for port in graph.outputs] == [BATCH] * 3
     assert torch.equal(run(graph, values)["y0"], torch.full((2, 3, 8), 6.0))
+
+
+@pytest.mark.parametrize(("factor", "left"), [(2.0, False), (3.0, False), (1.5, True)])
+def test_exact_nearest_becomes_nearest_where_the_factor_is_whole(factor: float, left: bool) -> None:
+    repaired, x = repair(_captured(Enlarged(factor))), torch.randn(2, 3, 8)
+    assert (aten._upsample_nearest_exact2d.vec in _targets(repaired)) is left
+    assert torch.equal(run(repaired, {"x0": x})["y0"], Enlarged(factor)(x))
