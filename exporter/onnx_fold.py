@@ -36,7 +36,7 @@ def fold_constants(model: ir.Model, weights: Set[str]) -> int:
                 for output, result in zip(node.outputs, results):
                     known[str(output.name)] = result
                     _replace(model, output, result)
-                model.graph.remove(node, safe=False)
+                model.graph.remove(node, safe=True)  # which also ends its uses of the constants that it read
                 folded += 1
     return folded
 

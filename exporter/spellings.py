@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
@@ -68,8 +69,8 @@ def _lowest(dtype: ir.DataType) -> float:
 
 
 def _causal(rows: int, columns: int, dtype: ir.DataType) -> Any:
-    mask = torch.full((rows, columns), _lowest(dtype)).triu(1).tolist()
-    return op.Constant(value=ir.serde.serialize_tensor(ir.tensor(mask, dtype=dtype)))
+    mask = np.triu(np.full((rows, columns), _lowest(dtype), np.float32), 1).astype(dtype.numpy())
+    return op.Constant(value=ir.serde.serialize_tensor(ir.tensor(mask)))
 
 
 def slice_(x: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:

@@ -248,8 +248,10 @@ def test_narrow_weights_stay_close(pixart: Path, diffusers: Reference, tmp_path:
         assert all(c.passed for c in selftest(bundle.bundle))
         wide = open_bundle(pixart_cpu).manifest
         assert wide.precision == "fp32" and bundle.bundle.manifest.precision == precision
-        size = {name: component.weight_bytes for name, component in bundle.bundle.manifest.components.items()}
-        assert all(size[name] < 0.75 * component.weight_bytes for name, component in wide.components.items())
+        sizes = {name: (c.weight_bytes, wide.components[name].weight_bytes) for name, c in bundle.bundle.manifest.components.items()}
+        positions = 120 * 120 * 8  # of the text encoder: a table of integers, which stays as it is
+        sizes["text_encoder"] = tuple(size - positions for size in sizes["text_encoder"])  # type: ignore[assignment]
+        assert all(given < 0.75 * reference for given, reference in sizes.values()), sizes
 
 
 def test_where_a_bundle_goes_by_default() -> None:
