@@ -14,6 +14,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 _LARGEST_BYTES = 1 << 20
+_SMALL_BYTES = 4096
 _NEVER = {"Constant", "If", "Loop", "Scan", "RandomNormal", "RandomUniform"}
 
 
@@ -32,13 +33,19 @@ def fold_constants(model: ir.Model, weights: Set[str]) -> int:
             known[str(node.outputs[0].name)] = values
         elif _foldable(node, known):
             results = _evaluate(node, known, model)
-            if sum(r.nbytes for r in results) <= _LARGEST_BYTES:
+            if _worth_storing(results, [known[str(i.name)] for i in node.inputs if i is not None]):
                 for output, result in zip(node.outputs, results):
                     known[str(output.name)] = result
                     _replace(model, output, result)
                 model.graph.remove(node, safe=True)  # which also ends its uses of the constants that it read
                 folded += 1
     return folded
+
+
+def _worth_storing(results: list[np.ndarray], inputs: list[np.ndarray]) -> bool:
+    """Small values always; larger ones only if they are no larger than what they come from (a table of positions is not)."""
+    size = sum(r.nbytes for r in results)
+    return size <= _SMALL_BYTES or size <= min(_LARGEST_BYTES, sum(i.nbytes for i in inputs))
 
 
 def _plain_constant(node: ir.Node) -> np.ndarray:
