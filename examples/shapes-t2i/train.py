@@ -12,6 +12,7 @@ from pathlib import Path
 
 import checkpoint
 import grammar
+import lesson
 import model
 import pictures
 import torch
@@ -23,6 +24,10 @@ BATCH = 64
 PEAK_RATE = 1.5e-3
 WARM_UP = 200
 EMA_DECAY = 0.998
+# One object is learnt in 2000 steps, two take longer: from then on most of the batch shows two (the pictures hold 40 %).
+PAIRS_FROM, PAIRS_SHARE = 2000, 0.8
+# Before this step the text encoder gets its lesson, and averaging starts anew.
+LESSON_AT = 2500
 # Share of prompts replaced by the empty one, for classifier-free guidance.
 EMPTY_SHARE = 0.1
 
@@ -52,7 +57,11 @@ def tokenise(prompts: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def cached_latents(work_dir: Path, count: int) -> dict[str, torch.Tensor]:
-    """Draw and encode the training pictures once: latents float16 [count, 4, 16, 16], tokens [count, MOST_TOKENS]."""
+    """Draw and encode the training pictures once.
+
+    Returns:
+        ``latents`` float16 [count, 4, 16, 16], ``tokens`` [count, MOST_TOKENS], and the row numbers of ``pairs`` and ``singles``.
+    """
     path = work_dir / f"latents-{count}.pt"
     found = checkpoint.load(path)
     if found:
@@ -63,7 +72,13 @@ def cached_latents(work_dir: Path, count: int) -> dict[str, torch.Tensor]:
         texts, images = pictures.batch(100, f"latents {start}")
         latents.append(vae.encode(images).latent_dist.mean.half())
         prompts += texts
-    cache = {"latents": torch.cat(latents), "tokens": tokenise(prompts)}
+    two = torch.tensor([grammar.parse(prompt).relation is not None for prompt in prompts])
+    cache = {
+        "latents": torch.cat(latents),
+        "tokens": tokenise(prompts),
+        "pairs": two.nonzero().flatten(),
+        "singles": (~two).nonzero().flatten(),
+    }
     checkpoint.save(path, cache)
     return cache
 
@@ -72,6 +87,10 @@ def draw_batch(cache: dict[str, torch.Tensor], timesteps: int, step: int) -> tup
     """Return the clean latents, noise, training steps and tokens that belong to ``step``."""
     draw = torch.Generator().manual_seed(step)
     rows = torch.randint(len(cache["latents"]), (BATCH,), generator=draw)
+    if step >= PAIRS_FROM:
+        pair = torch.rand(BATCH, generator=draw) < PAIRS_SHARE
+        pairs, singles = cache["pairs"], cache["singles"]
+        rows = torch.where(pair, pairs[rows % len(pairs)], singles[rows % len(singles)])
     clean, tokens = cache["latents"][rows].float(), cache["tokens"][rows]
     tokens[torch.rand(BATCH, generator=draw) < EMPTY_SHARE] = tokenise([""])
     # One timestep from each of BATCH equal intervals: less variance than independent draws.
@@ -128,12 +147,17 @@ def train(work_dir: Path, steps: int, every: int, workers: int) -> None:
     pool = ThreadPoolExecutor(workers)
     started, losses = time.monotonic(), []
     for step in range(first, steps):
+        if step == LESSON_AT:
+            lesson.teach(denoiser.text_encoder)
+            for replica in (averaged, *replicas[1:]):
+                replica.load_state_dict(denoiser.state_dict())
         optimizer.param_groups[0]["lr"] = checkpoint.learning_rate(step, steps, PEAK_RATE, WARM_UP)
         batch = draw_batch(cache, len(alphas), step)
         shares = [tuple(part[worker::workers] for part in batch) for worker in range(workers)]
         losses.append(sum(pool.map(backward, replicas, [alphas] * workers, shares)) / workers)
         update(replicas, optimizer)
-        decay = min(EMA_DECAY, (step + 1) / (step + 10))
+        averaging = step - LESSON_AT if step >= LESSON_AT else step
+        decay = min(EMA_DECAY, (averaging + 1) / (averaging + 10))
         torch._foreach_lerp_(list(averaged.parameters()), list(denoiser.parameters()), 1 - decay)
         if (step + 1) % 50 == 0:
             rate = (time.monotonic() - started) / (step + 1 - first)
