@@ -139,7 +139,5 @@ def test_a_weight_has_the_dtype_asked_for_and_the_shape_of_the_configuration(tmp
     stored = open_checkpoint(tmp_path)["a"]
     weight = weight_of(stored, "a", (2, 3), torch.bfloat16)
     assert weight.load().dtype is torch.bfloat16 and weight.nbytes == 12
-    with pytest.raises(
-        UserError, match=re.escape("a: expected shape (3, 2) (config.json), got (2, 3); check that weights and")
-    ):
+    with pytest.raises(UserError, match=re.escape("a: expected shape (3, 2) (config.json), got (2, 3); check that weights and")):
         weight_of(stored, "a", (3, 2), torch.float32)
