@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use only the first prompts of every file")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the reports here, by prompt file")
-    parser.add_argument("--sheet", type=Path, help="write the first 48 pictures of the last file as one PNG")
+    parser.add_argument("--sheet", type=Path, help="write the first 36 pictures of every file as one PNG")
     arguments = parser.parse_args()
 
     import torch
@@ -93,11 +93,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     pipeline = DiffusionPipeline.from_pretrained(arguments.pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    reports = {}
+    reports, shown = {}, []
     for path in arguments.prompts:
         prompts = path.read_text().splitlines()[: arguments.limit]
         pictures = generate(pipeline, prompts, arguments.steps, arguments.guidance, arguments.batch)
         result = reports[path.name] = report(prompts, pictures)
+        shown.append(pictures[:36])
         low, high = result["interval_95"]
         print(
             f"{path.name}: {result['score']:.4f} [{low:.4f}, {high:.4f}] over {len(prompts)} pictures, all right {result['all_right']:.4f}"
@@ -106,7 +107,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(reports, indent=1) + "\n")
     if arguments.sheet:
-        Image.fromarray(sheet(pictures, 12)).quantize(64).save(arguments.sheet, optimize=True)
+        Image.fromarray(sheet(np.concatenate(shown), 12)).quantize(64).save(arguments.sheet, optimize=True)
 
 
 if __name__ == "__main__":

@@ -49,9 +49,12 @@ def new_transformer() -> PixArtTransformer2DModel:
 
 def new_scheduler() -> DPMSolverMultistepScheduler:
     """Return the sampler; its noise schedule and prediction type are those of the training."""
-    return DPMSolverMultistepScheduler(
+    scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=1000, beta_schedule="linear", beta_start=1e-4, beta_end=0.02, prediction_type="v_prediction", solver_order=2
     )
+    # DPM-Solver++ has no use for it, but DDIM and DDPM made from this configuration would clip latents, which go beyond -1..1.
+    scheduler.register_to_config(clip_sample=False)
+    return scheduler
 
 
 def assemble(vae: AutoencoderKL, text_encoder: T5EncoderModel, transformer: PixArtTransformer2DModel) -> PixArtAlphaPipeline:

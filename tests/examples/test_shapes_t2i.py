@@ -6,13 +6,14 @@ from pathlib import Path
 import detector
 import evaluate
 import grammar
+import lesson
 import make_prompts
 import numpy as np
 import pictures
 import pytest
 import render
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,16 @@ def test_held_out_prompts_are_never_drawn_for_training():
         assert not grammar.is_held_out_pair(pair.things[0], pair.relation, pair.things[1])
         assert single.text() not in held_out
         assert pair.text() not in held_out
+
+
+def test_the_lesson_says_where_each_word_stands():
+    places, orders = lesson.labels(grammar.parse("a red circle right of a large blue square"))
+    left, right, none = 9 + grammar.PLACES.index("left"), 9 + grammar.PLACES.index("right"), lesson.IGNORED
+    assert places == [none, right, right, none, none, none, left, left, left, none, none, none]
+    assert orders == [none, 0, 0, none, none, none, 1, 1, 1, none, none, none]
+    places, orders = lesson.labels(grammar.parse("a red circle at the top left"))
+    assert places[1:3] == [grammar.PLACES.index("top left")] * 2
+    assert set(orders) == {none}
 
 
 def test_a_seed_gives_the_same_pictures():
@@ -169,3 +180,11 @@ def test_padding_changes_nothing(pipeline):
 def test_the_pipeline_draws_what_prompts_say(pipeline):
     prompts = (EXAMPLE / "prompts" / "heldout-one.txt").read_text().splitlines()[:8]
     assert evaluate.report(prompts, evaluate.generate(pipeline, prompts))["score"] > 0.8
+
+
+def test_a_scheduler_that_could_clip_does_not(pipeline):
+    assert DDIMScheduler.from_config(pipeline.scheduler.config).config.clip_sample is False
+
+
+def test_a_plain_load_has_one_type(pipeline):
+    assert {part.dtype for part in (pipeline.text_encoder, pipeline.transformer, pipeline.vae)} == {torch.float32}
