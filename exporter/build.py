@@ -65,6 +65,7 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
     decided = plan(options)
     solvers = {(size, n): probe(decided.scheduler, decided.schedule(size, n)) for size in decided.sizes for n in decided.steps}
     with BundleWriter(output) as writer, Emitter(writer.directory, decided.target, decided.precision, decided.storage) as emitter:
+        texts = _write_tokenizers(decided, writer.directory)  # first, as it may refuse the model
         splits = []
         for index, size in enumerate(decided.sizes):
             report(f"capture {size[0]}x{size[1]}", index / len(decided.sizes) * 0.3)
@@ -74,7 +75,6 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
         emitter.finish()
         report("sampling programs", 0.8)
         programs = _write_programs(decided, splits, solvers, writer.directory, emitter)
-        texts = _write_tokenizers(decided, writer.directory)
         golden: tuple[Golden, ...] = ()
         if options.golden == "auto":
             report("golden inputs and outputs", 0.85)

@@ -117,8 +117,14 @@ def _checked_size(size: Size, pipeline: Pipeline) -> Size:
 
 def _scheduler(name: str | None, folder: Path, settings: Mapping[str, Any]) -> Any:
     """The pipeline's scheduler as the pipeline sets it, or another class with its configuration, as diffusers' `from_config` swaps them."""
-    saved = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
-    own = _scheduler_class(str(saved["_class_name"])).from_config(saved)
+    file = folder / "scheduler_config.json"
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        class_name = str(saved["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        got = "no such file" if isinstance(error, OSError) else "something else"
+        raise UserError(str(file), expected="JSON with the key _class_name", got=got, fix="save the pipeline again") from error
+    own = _scheduler_class(class_name).from_config(saved)
     own.register_to_config(**{entry: wanted for entry, wanted in settings.items() if entry in own.config})
     swapped = _scheduler_class(name) if name else type(own)
     return own if swapped is type(own) else swapped.from_config(own.config)
