@@ -116,9 +116,10 @@ def save_wan(directory: Path) -> Path:
     vae = AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
-        dim_mult=[1, 2, 2, 2],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
+        dim_mult=[1, 2, 2],
+        num_res_blocks=0,
+        temperal_downsample=[True, True],
+        scale_factor_spatial=4,
         latents_mean=[-0.7, 0.1, 0.5, -0.2],
         latents_std=[2.8, 1.4, 2.3, 0.9],
     )

@@ -112,8 +112,8 @@ def test_whole_run_equals_diffusers(case: Captured, guidance: float) -> None:
 
 
 def test_what_the_adapter_declares(case: Captured, directory: Path) -> None:
-    assert case.pipeline.guidance.kind == "classifier-free" and case.pipeline.latent_shape(SIZE) == (4, 3, 2, 4)
-    assert case.pipeline.size_multiple == 16 and case.pipeline.frames == FRAMES
+    assert case.pipeline.guidance.kind == "classifier-free" and case.pipeline.latent_shape(SIZE) == (4, 3, 4, 8)
+    assert case.pipeline.size_multiple == 8 and case.pipeline.frames == FRAMES
     whole = open_pipeline(directory, "WanPipeline")
     assert whole.frames == 81 and whole.results[-1] == "pixels_20" and [c.component for c in whole.decode[:3]] == COMPONENTS[2:]
 
