@@ -22,12 +22,12 @@ def tiny_t5_tokenizer() -> T5Tokenizer:
 def tiny_pixart(directory: Path, *, seed: int = 0, size: int = 8, **transformer: object) -> Path:
     """Writes the pipeline into `directory`: 8x8 latents of 4 channels, two blocks, guidance and learned sigma."""
     torch.manual_seed(seed)
-    config = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "cross_attention_dim": 16, "caption_channels": 32}
-    model = PixArtTransformer2DModel(
-        in_channels=4, out_channels=8, sample_size=size, patch_size=2, use_additional_conditions=False, **(config | transformer)
-    )
+    config: dict[str, object] = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "cross_attention_dim": 16}
+    config |= {"in_channels": 4, "out_channels": 8, "sample_size": size, "patch_size": 2, "caption_channels": 32}
+    config |= {"use_additional_conditions": False}
+    model = PixArtTransformer2DModel(**(config | transformer))
     tokenizer = tiny_t5_tokenizer()
-    text = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=32, d_ff=37, d_kv=8, num_layers=2, num_heads=4)).eval()
+    text = T5EncoderModel(T5Config(vocab_size=512, d_model=32, d_ff=37, d_kv=8, num_layers=2, num_heads=4)).eval()
     vae = AutoencoderKL(
         block_out_channels=(8, 8),
         layers_per_block=1,
