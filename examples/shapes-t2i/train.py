@@ -1,6 +1,6 @@
 """Train the denoiser and the text encoder together on latents of pictures. Resumes where it was killed.
 
-``python train.py WORK_DIR --steps 9000`` needs ``WORK_DIR/vae`` from ``train_vae.py``; ``WORK_DIR/pipeline`` is the result.
+``python train.py WORK_DIR --steps 3300`` needs ``WORK_DIR/vae`` from ``train_vae.py``; ``WORK_DIR/pipeline`` is the result.
 """
 
 import argparse
@@ -187,7 +187,7 @@ def update(replicas: list[Denoiser], optimizer: torch.optim.Optimizer) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work_dir", type=Path)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=3300)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--workers", type=int, default=2, help="cores to use")
     arguments = parser.parse_args()

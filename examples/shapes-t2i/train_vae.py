@@ -1,6 +1,6 @@
 """Train the picture autoencoder: 64x64x3 to 16x16x4 and back. Resumes where it was killed.
 
-``python train_vae.py WORK_DIR --steps 4000`` writes ``WORK_DIR/vae`` (diffusers format, float32).
+``python train_vae.py WORK_DIR --steps 2900`` writes ``WORK_DIR/vae`` (diffusers format, float32).
 """
 
 import argparse
@@ -101,7 +101,7 @@ def train(work_dir: Path, steps: int, every: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work_dir", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2900)
     parser.add_argument("--every", type=int, default=250, help="steps between checkpoints")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
