@@ -80,7 +80,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Row:
-    """What came out for one shape. Megabytes of moved values are of one row in bf16; `seconds` is processor time; memory is the process's."""
+    """What came out for one shape. Megabytes of moved values are of one row in bf16, `seconds` processor time."""
 
     model: str
     parameters: int
