@@ -1,7 +1,7 @@
 """Wan text-to-video: UMT5 text encoder, WanTransformer3DModel, AutoencoderKLWan decoded frame by frame.
 
-The wide half of the prompt (padding) is zeroed after the text encoder, as the pipeline does. Timesteps per token (`expand_timesteps`) are
-all equal when no picture is given, so one timestep per step serves. Two experts that take turns are refused.
+The text encoder's output is zeroed where the prompt is padding, as the pipeline does. Timesteps per token (`expand_timesteps`) are all
+equal when no picture is given, so one timestep per step serves. Two experts that take turns are refused.
 """
 
 from __future__ import annotations
