@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,8 @@ def selftest(bundle: Bundle) -> list[Check]:
 def _check(bundle: Bundle, golden: Golden) -> Check:
     inputs, expected = bundle.tensors(golden.inputs), bundle.tensors(golden.outputs)
     given = _whole(bundle, inputs) if golden.component == "pipeline" else _component(bundle, golden.component, inputs)
-    return Check(golden.component, max(relative_error(given[n], expected[n]) for n in expected), golden.tolerance)
+    errors = [relative_error(given[name], expected[name]) for name in expected]
+    return Check(golden.component, float(np.max(errors)), golden.tolerance)  # of numpy, as Python's max may pass over a NaN
 
 
 def _component(bundle: Bundle, name: str, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -71,6 +73,8 @@ def _whole(bundle: Bundle, request: dict[str, npt.NDArray[Any]]) -> dict[str, np
 
 
 def relative_error(given: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """||given - expected|| / ||expected||, in float64."""
+    """||given - expected|| / ||expected||, in float64; infinite if the shapes differ."""
+    if given.shape != expected.shape:
+        return math.inf
     difference = np.linalg.norm(given.astype(np.float64).ravel() - expected.astype(np.float64).ravel())
     return float(difference / max(float(np.linalg.norm(expected.astype(np.float64).ravel())), 1e-12))

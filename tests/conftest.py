@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.exporter.pipelines.checks import Captured
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,3 +50,11 @@ def pixart_cpu(pixart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     options = BuildOptions(model=str(pixart), target="cpu", steps=(20, 4), sizes=((16, 16), (16, 24)), batch=2)
     return build(options, tmp_path_factory.mktemp("bundles") / "cpu.dxb")
+
+
+@pytest.fixture(scope="session")
+def pixart_captured(pixart: Path) -> Captured:
+    """Its components as graphs, beside the models of diffusers."""
+    from tests.exporter.pipelines.checks import captured
+
+    return captured(pixart)

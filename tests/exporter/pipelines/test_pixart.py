@@ -11,15 +11,15 @@ from dexport.exporter.components import load_component
 from dexport.exporter.pipelines import open_directory
 from dexport.passes.graph import Kind, run
 from dexport.passes.hoist import HoistReport
-from tests.exporter.pipelines.checks import Captured, captured, check_component, check_onnx, check_split, distance, example
+from tests.exporter.pipelines.checks import Captured, check_component, check_onnx, check_split, distance, example
 from tests.pipelines_pixart import tiny_pixart
 
 _GOLDEN = Path(__file__).parents[2] / "golden" / "hoist_pixart.txt"
 
 
-@pytest.fixture(scope="module")
-def case(pixart: Path) -> Captured:
-    return captured(pixart)
+@pytest.fixture
+def case(pixart_captured: Captured) -> Captured:
+    return pixart_captured
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "denoiser", "vae_decoder"])

@@ -1,0 +1,76 @@
+"""OpenVINO runs IR at the precision of the bundle, at any shape, and hands its results over."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from dexport.errors import Failure, UserError
+from dexport.exporter.engines.openvino import ir_from_onnx
+from dexport.runtime.backends.openvino import OpenVinoEngine
+
+_MODEL = """<ir_version: 10, opset_import: ["" : 20]> g (float[batch, 3] x, float[batch, 3] z) => (float[batch, 3] y, float[batch, 3] twice)
+<float[3] w = {1, 2, 3}> {
+  y = Mul (x, w)
+  twice = Add (x, z)
+}"""
+
+
+@pytest.fixture(scope="module")
+def ir(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, np.ndarray]:
+    folder = tmp_path_factory.mktemp("ir")
+    onnx.save(onnx.parser.parse_model(_MODEL), folder / "m.onnx")
+    files = ir_from_onnx(folder / "m.onnx", folder / "m.xml")
+    assert (files.xml, files.bin) == (folder / "m.xml", folder / "m.bin")
+    return files.xml.read_bytes(), np.fromfile(files.bin, np.uint8)
+
+
+def test_any_batch_runs_and_results_belong_to_the_caller(ir: tuple[bytes, np.ndarray]) -> None:
+    engine = OpenVinoEngine(*ir, "fp32", None, "model")
+    wanted = {}
+    for batch in (1, 3, 1):
+        x = np.arange(batch * 3, dtype=np.float32).reshape(batch, 3) + batch
+        strided = np.asfortranarray(x)
+        given = engine({"x": strided, "z": x})
+        wanted[batch] = (given, x * np.array([1, 2, 3], np.float32), 2 * x)
+    for given, y, twice in wanted.values():
+        np.testing.assert_array_equal(given["y"], y)
+        np.testing.assert_array_equal(given["twice"], twice)
+    engine.close()
+
+
+@pytest.mark.parametrize(("precision", "hint"), [("fp32", "'float32'"), ("fp16", "'float32'"), ("bf16", "bfloat16")])
+def test_the_precision_is_never_left_to_the_plugin(ir: tuple[bytes, np.ndarray], precision: str, hint: str, tmp_path: Path) -> None:
+    engine = OpenVinoEngine(*ir, precision, tmp_path, "model")
+    x = np.ones((2, 3), np.float32)
+    engine({"x": x, "z": x})
+    compiled = engine._request({"x": x, "z": x}).get_compiled_model()
+    used = str(compiled.get_property("INFERENCE_PRECISION_HINT"))
+    assert hint in used or (precision == "bf16" and "float32" in used)  # a processor without bf16 computes in fp32
+
+
+def test_shapes_that_do_not_fit_are_a_failure(ir: tuple[bytes, np.ndarray]) -> None:
+    engine = OpenVinoEngine(*ir, "fp32", None, "bundle: model")
+    with pytest.raises(Failure, match=r"bundle: model: expected OpenVINO to compile x \[2, 4\], z \[2, 3\], got .*; rebuild the bundle"):
+        engine({"x": np.ones((2, 4), np.float32), "z": np.ones((2, 3), np.float32)})
+
+
+def test_what_is_no_model_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"bundle: model: expected an OpenVINO model, got .*; rebuild the bundle"):
+        OpenVinoEngine(b"<nonsense/>", np.zeros(4, np.uint8), "fp32", None, "bundle: model")
+    (tmp_path / "m.onnx").write_bytes(b"nonsense")
+    with pytest.raises(Failure, match=r"m.onnx: expected a model that OpenVINO can convert, got .*; report this with the output"):
+        ir_from_onnx(tmp_path / "m.onnx", tmp_path / "m.xml")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    message = r"expected the openvino package, got it is not installed; pip install 'dexport\[openvino\]'"
+    with pytest.raises(UserError, match=f"backend openvino: {message}"):
+        OpenVinoEngine(b"", np.zeros(4, np.uint8), "fp32", None, "model")
+    with pytest.raises(UserError, match=f"target cpu: {message}"):
+        ir_from_onnx(tmp_path / "m.onnx", tmp_path / "m.xml")
