@@ -116,6 +116,13 @@ def test_every_part_of_a_request_shows_in_the_picture(bundle: Pipeline) -> None:
         assert psnr(_pictures(bundle, **{"num_inference_steps": 4, **changed}), wanted) < _NARROW, changed
 
 
+def test_a_long_prompt_is_cut_as_diffusers_cuts_it(bundle: Pipeline, diffusers: Reference, caplog: pytest.LogCaptureFixture) -> None:
+    prompt = "a small red circle at the top of a large green square " * 12 + "and a triangle"
+    given = _pictures(bundle, prompt=prompt, num_inference_steps=4)
+    assert psnr(given, diffusers(prompt, num_inference_steps=4)) >= _EXACT
+    assert re.search(r"takes 120 tokens; this part of the prompt is left out: '.*triangle", caplog.text)
+
+
 def test_the_output_is_as_asked(bundle: Pipeline) -> None:
     output = bundle(PROMPT, seed=SEED, num_inference_steps=4)
     pictures = [np.asarray(image) for image in output.images]

@@ -96,6 +96,24 @@ def test_narrow_storage_halves_matrices_and_computes_in_fp32(tied: Graph, tmp_pa
     torch.testing.assert_close(_result(file, inputs), run(tied, inputs)["out"], rtol=tolerance, atol=10 * tolerance)
 
 
+class Averages(nn.Module):
+    """Reductions, slices and shapes, whose axes the exporter computes in the graph."""
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        centred = nn.functional.layer_norm(latent - latent.mean((1, 2), keepdim=True), (8,))
+        return centred.reshape(latent.shape[0], 2, -1)[:, :, 1:].pow(2).mean(-1)
+
+
+def test_axes_and_shapes_are_constants(tmp_path: Path) -> None:
+    """TensorRT's parser takes no computed ones."""
+    model = onnx.load(_written(graph_of(Averages()), tmp_path).path)
+    constants = {i.name for i in model.graph.initializer} | {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    wanted = {"ReduceMean", "Reshape", "Slice"}
+    found = [node for node in model.graph.node if node.op_type in wanted]
+    assert {node.op_type for node in found} == wanted
+    assert all(set(node.input[1:]) <= constants for node in found)
+
+
 class Fourier(nn.Module):
     """An operation without an ONNX form."""
 
