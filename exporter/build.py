@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -15,23 +14,19 @@ from tokenizers import Tokenizer
 
 from dexport.errors import UserError
 from dexport.exporter.bundle import BundleWriter
-from dexport.exporter.components import load_component
 from dexport.exporter.emit import Emitter, Ranges
 from dexport.exporter.golden import fits, golden_of
-from dexport.exporter.lora import merged
 from dexport.exporter.options import BuildOptions, Size
-from dexport.exporter.pipelines.family import Component
 from dexport.exporter.plan import Plan, plan
 from dexport.exporter.program import GUIDANCE_SCALE, GuidanceUse, Layout, compose
 from dexport.exporter.solver import Solver, probe
 from dexport.exporter.source import source_hash
-from dexport.exporter.step_graphs import step_graphs
+from dexport.exporter.split import Split, split_pipeline
 from dexport.exporter.text import tokenizer_json
+from dexport.exporter.torch_pipeline import request_entries, text_entries
 from dexport.passes.graph import Graph
-from dexport.passes.hoist import Hoisted, hoist
-from dexport.passes.ports import widen_ports
 from dexport.runtime.bundle import open_bundle
-from dexport.runtime.manifest import Golden, Guidance, JsonObject, Manifest, Model, ProgramEntry, RequestBuffer
+from dexport.runtime.manifest import Golden, Guidance, JsonObject, Manifest, Model, ProgramEntry
 from dexport.runtime.program import Program, program_to_json
 from dexport.runtime.program_check import check_program
 from dexport.runtime.request import Asked, request_buffers
@@ -42,17 +37,6 @@ Report = Callable[[str, float | None], None]
 """Called with the stage, and the fraction of the whole build that is done (None if unknown)."""
 
 GOLDEN_PROMPT = "a photograph of a red apple on a wooden table"
-
-
-@dataclass(frozen=True)
-class Split:
-    """The graphs of one size."""
-
-    size: Size
-    encoders: tuple[Graph, ...]
-    denoiser: Hoisted
-    decoders: tuple[Graph, ...]
-    steps: tuple[Graph, ...]
 
 
 def build(options: BuildOptions, output: Path, report: Report = lambda stage, done: None) -> Path:
@@ -69,7 +53,7 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
         splits = []
         for index, size in enumerate(decided.sizes):
             report(f"capture {size[0]}x{size[1]}", index / len(decided.sizes) * 0.3)
-            splits.append(_split(decided, size, [solvers[size, n] for n in decided.steps]))
+            splits.append(split_pipeline(decided, size, [solvers[size, n] for n in decided.steps]))
         for index, split in enumerate(splits):
             _emit(decided, split, emitter, first=index == 0, report=report)
         emitter.finish()
@@ -92,28 +76,6 @@ def _trust_own_code(path: Path) -> None:
     own = {manifest.files[file].sha256: f"{path.name}: {file}" for file in sorted(manifest.native_files())}
     if own:
         trust(own, default_trust_file())
-
-
-def _split(decided: Plan, size: Size, solvers: list[Solver]) -> Split:
-    components = {c.name: c for c in decided.pipeline.components(size, decided.dtype)}
-
-    def load(component: Component) -> Graph:
-        graph = load_component(decided.directory, component, decided.dtype)
-        return replace(graph, weights=merged(graph.weights, component.folder, decided.loras))
-
-    decoding = {call.component for call in decided.pipeline.decode}
-    encoders = tuple(widen_ports(load(c)) for n, c in components.items() if n != "denoiser" and n not in decoding)
-    decoders = tuple(widen_ports(load(c)) for n, c in components.items() if n in decoding)
-    hoisted = hoist(load(components["denoiser"]))
-    widened = {part: widen_ports(g) for part in ("loop", "table", "schedule", "prompt") if (g := getattr(hoisted, part)) is not None}
-    denoiser = Hoisted(
-        loop=widened["loop"],
-        table=widened.get("table"),
-        schedule=widened.get("schedule"),
-        prompt=widened.get("prompt"),
-        report=hoisted.report,
-    )
-    return Split(size, encoders, denoiser, decoders, step_graphs(solvers, decided.pipeline.latent_shape(size)))
 
 
 def _emit(decided: Plan, split: Split, emitter: Emitter, *, first: bool, report: Report) -> None:
@@ -170,13 +132,11 @@ def _write_programs(
 
 
 def _write_tokenizers(decided: Plan, folder: Path) -> tuple[JsonObject, ...]:
-    entries: list[JsonObject] = []
-    for text in decided.pipeline.texts:
+    entries = text_entries(decided)
+    for text, entry in zip(decided.pipeline.texts, entries, strict=True):
         (folder / "tokenizer").mkdir(exist_ok=True)
-        path = f"tokenizer/{text.name}.json"
-        (folder / path).write_text(tokenizer_json(decided.directory, text), encoding="utf-8")
-        entries.append({"name": text.name, "tokenizer": path, "length": text.length, "outputs": {"ids": text.ids, "mask": text.mask}})
-    return tuple(entries)
+        (folder / entry["tokenizer"]).write_text(tokenizer_json(decided.directory, text), encoding="utf-8")
+    return entries
 
 
 def _golden(
@@ -190,15 +150,9 @@ def _golden(
     entry, program = first
     tokenizers = {t["name"]: Tokenizer.from_str((folder / t["tokenizer"]).read_text(encoding="utf-8")) for t in texts}
     asked = Asked([GOLDEN_PROMPT] if texts else None, None, None if texts else [1], {GUIDANCE_SCALE: decided.guidance})
-    request = request_buffers(texts, _requests(decided), program, entry.guided, asked, 1, lambda n, p: tokenize(tokenizers[n], p, n))
+    request = request_buffers(texts, request_entries(decided), program, entry.guided, asked, 1, lambda n, p: tokenize(tokenizers[n], p, n))
     tables = safetensors.numpy.load_file(folder / entry.tables) if entry.tables else {}
     return golden_of(graphs, program, tables, request, decided.precision, folder)
-
-
-def _requests(decided: Plan) -> tuple[RequestBuffer, ...]:
-    return tuple(
-        RequestBuffer(buffer=r.buffer, source=r.source, parameter=r.parameter, negative=r.negative) for r in decided.pipeline.requests
-    )
 
 
 def _manifest(
@@ -222,7 +176,7 @@ def _manifest(
         config=json.loads(json.dumps(config)),
         components=emitter.components,
         text=texts,
-        requests=_requests(decided),
+        requests=request_entries(decided),
         batch=decided.options.batch,
         guidance=Guidance(kind=decided.pipeline.guidance.kind, default=decided.guidance),
         frames_per_second=decided.pipeline.frames_per_second,

@@ -10,6 +10,7 @@ Shape notation: an int, or a name: "batch" (rows of the latent), and "steps" in 
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -175,15 +176,36 @@ def run(graph: Graph, inputs: Mapping[str, torch.Tensor], watch: Callable[[fx.No
     return {port.name: result for port, result in zip(graph.outputs, results, strict=True)}
 
 
-def materialise(graph: Graph) -> Graph:
-    """The same graph with every used weight loaded, for repeated runs of a model that fits into memory."""
-    loaded = {name: weight.load() for name, weight in graph.used_weights().items()}
+def materialise(graph: Graph, device: str = "cpu") -> Graph:
+    """The same graph with every used weight loaded, for repeated runs of a model that fits into the memory of a device."""
 
-    def keep(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        return lambda: tensor
+    def kept(weight: Weight) -> Weight:
+        tensor = weight.load().to(device)
+        return replace(weight, load=lambda: tensor)
 
-    weights = {name: replace(graph.weights[name], load=keep(tensor)) for name, tensor in loaded.items()}
-    return replace(graph, weights=weights)
+    loaded = replace(graph, weights={name: kept(weight) for name, weight in graph.used_weights().items()})
+    return loaded if device == "cpu" else _on_device(loaded, device)
+
+
+def _on_device(graph: Graph, device: str) -> Graph:
+    """Moves the computed buffers of a graph, and makes operations that create tensors create them there."""
+    nodes = copied_nodes(graph.module)
+    attributes = {n.target: n for n in nodes.nodes if n.op == "get_attr"}
+    module = fx.GraphModule({}, fx.Graph())
+    for target in attributes:
+        tensor = operator.attrgetter(target)(graph.module)
+        setattr(module, _flat(target), tensor if target in graph.weights else tensor.to(device))
+    for node in nodes.nodes:
+        if "device" in node.kwargs:
+            node.kwargs = {**node.kwargs, "device": torch.device(device)}
+        if node.op == "get_attr":
+            node.target = _flat(node.target)
+    weights = {_flat(name): weight for name, weight in graph.weights.items()}
+    return replace(graph, module=fx.GraphModule(module, nodes), weights=weights)
+
+
+def _flat(target: str) -> str:
+    return target.replace(".", "_")
 
 
 def call_nodes(graph: Graph) -> Iterator[fx.Node]:

@@ -46,6 +46,7 @@ TESTED_ELSEWHERE = {
     "exporter/pipelines/wan_decoder.py": "exporter/pipelines/test_wan.py",
     # Steps of one computation, which only mean something together.
     "exporter/scheduler_run.py": "exporter/test_solver.py",
+    "exporter/split.py": "exporter/test_torch_pipeline.py",
     "exporter/solver_program.py": "exporter/test_solver.py",
     "exporter/step_graphs.py": "exporter/test_step_component.py",
     "exporter/step_trace.py": "exporter/test_step_component.py",
