@@ -94,6 +94,20 @@ def with_nodes(graph: Graph, nodes: fx.Graph, **changes: Any) -> Graph:
     return replace(graph, module=module, **changes)
 
 
+def with_attributes(graph: Graph, nodes: fx.Graph, new: Mapping[str, torch.Tensor], **changes: Any) -> Graph:
+    """A copy of `graph` whose module runs `nodes`, which also read the tensors `new`: attribute path -> real or hollow tensor."""
+    nodes.eliminate_dead_code()
+    nodes.lint()
+    targets = {str(n.target) for n in nodes.nodes if n.op == "get_attr"}
+    held = {t: new[t] if t in new else operator.attrgetter(t)(graph.module) for t in targets}
+    return replace(graph, module=fx.GraphModule(held, nodes), **changes)
+
+
+def hollow(weight: Weight) -> torch.nn.Parameter:
+    """What stands for a weight in a module: its shape and dtype with one element of storage."""
+    return torch.nn.Parameter(torch.zeros((), dtype=weight.dtype).expand(weight.shape), requires_grad=False)
+
+
 def copied_nodes(module: fx.GraphModule) -> fx.Graph:
     """A copy of the module's node list that may be edited; metadata is carried over."""
     copy = fx.Graph()

@@ -1,0 +1,202 @@
+"""Recipe files: YAML -> Recipe, with errors that name the offending key."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dexport.errors import UserError
+from dexport.passes.quantization.recipe import (
+    ACTIVATION_GRANULARITY,
+    GRANULARITY,
+    MICRO_FORMATS,
+    SECTIONS,
+    ActivationSpec,
+    AttentionSpec,
+    BalanceSpec,
+    LowRankSpec,
+    MixedPrecisionSpec,
+    Recipe,
+    ReconstructionSpec,
+    Section,
+    Treatment,
+    WeightSpec,
+)
+from dexport.plugins.activations import MODES
+from dexport.plugins.formats import format_of
+
+_RANGE = re.compile(r"minmax|mse|percentile-(\d+(\.\d+)?)|ema|float-search")
+_ROUNDING = ("nearest", "gptq", "adaround")
+_BALANCE = ("smoothquant", "vidit-q", "search")
+_SAMPLERS = ("uniform", "ndtc", "tdac", "zero-data")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with dexport."""
+    folder = resources.files(__package__) / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a name, or of a YAML file if `name` ends in .yaml or .yml.
+
+    Raises:
+        UserError: unknown (with the nearest names) or malformed (with the offending key).
+    """
+    if name.endswith((".yaml", ".yml")):
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            got = getattr(error, "strerror", None) or "not UTF-8"
+            raise UserError(name, expected="a recipe file", got=got, fix="check the path") from error
+        return read_recipe(text, name)
+    known = recipe_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3, cutoff=0.4)
+        fix = f"did you mean {' or '.join(near)}?" if near else "`dexport recipes` lists all"
+        raise UserError(f"recipe {name}", expected="a known recipe or a .yaml file", got=repr(name), fix=fix)
+    return read_recipe((resources.files(__package__) / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name}")
+
+
+def read_recipe(text: str, where: str) -> Recipe:
+    """A recipe from YAML.
+
+    Raises:
+        UserError: malformed; names the key, and the keys that would be right.
+    """
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(where, expected="YAML", got=" ".join(str(error).split()), fix="correct the file") from error
+    if not isinstance(document, dict):
+        raise UserError(
+            where, expected="a mapping with name, summary and sections", got=type(document).__name__, fix="see `dexport recipes int8`"
+        )
+    _check_keys(document, {"name", "summary", "paper", "sampler", *SECTIONS}, {"name", "summary"}, where)
+    sections = {key: _section(document[key], f"{where}: {key}") for key in SECTIONS if key in document}
+    texts = {key: str(document[key]) for key in ("name", "summary", "paper", "sampler") if key in document}
+    return Recipe(**texts, sections=sections)
+
+
+def _section(document: Any, where: str) -> Section:
+    _check_keys(document, {"default", "layers", "ends", "attention", "reconstruction", "mixed_precision"}, set(), where)
+    layers = document.get("layers") or {}
+    for key in layers:
+        _check_pattern(key, f"{where}: layers")
+    mixed = document.get("mixed_precision")
+    return Section(
+        default=_treatment(document.get("default", "keep"), f"{where}: default"),
+        layers={str(key): _treatment(entry, f"{where}: {key}") for key, entry in layers.items()},
+        ends=_treatment(document["ends"], f"{where}: ends") if "ends" in document else "default",
+        attention=_spec(AttentionSpec, document.get("attention"), f"{where}: attention"),
+        reconstruction=_spec(ReconstructionSpec, document.get("reconstruction"), f"{where}: reconstruction"),
+        mixed_precision=None if mixed is None else _mixed(mixed, f"{where}: mixed_precision"),
+    )
+
+
+def _check_pattern(key: Any, where: str) -> None:
+    try:
+        re.compile(str(key).removeprefix("re:"))
+    except re.error as error:
+        raise UserError(f"{where}: {key}", expected="a regular expression after re:", got=str(error), fix="correct it") from error
+
+
+def _mixed(document: Any, where: str) -> MixedPrecisionSpec:
+    _check_keys(document, {"choices", "metric", "average_bits", "groups"}, {"choices"}, where)
+    choices = {str(name): _treatment(entry, f"{where}: {name}") for name, entry in document["choices"].items()}
+    kept = {name: choice for name, choice in choices.items() if choice is not None}
+    rest = {key: document[key] for key in ("metric", "average_bits", "groups") if key in document}
+    return MixedPrecisionSpec(choices=kept, **rest)
+
+
+def _treatment(document: Any, where: str) -> Treatment | None:
+    if document == "keep":
+        return None
+    _check_keys(document, {f.name for f in dataclasses.fields(Treatment)}, set(), where)
+    parts: dict[str, Any] = {
+        "weights": _spec(WeightSpec, document.get("weights"), f"{where}: weights"),
+        "activations": _spec(ActivationSpec, document.get("activations"), f"{where}: activations"),
+        "balance": _spec(BalanceSpec, document.get("balance"), f"{where}: balance"),
+        "low_rank": _spec(LowRankSpec, document.get("low_rank"), f"{where}: low_rank"),
+    }
+    treatment = Treatment(**parts, **{k: document[k] for k in ("rotate", "bypass_tokens", "split_concat") if k in document})
+    _check_treatment(treatment, where)
+    return treatment
+
+
+def _spec(kind: Any, document: Any, where: str) -> Any:
+    if document is None:
+        return None
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    required = {name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    _check_keys(document, set(fields), required, where)
+    values = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in document.items()}
+    for key, entry in values.items():
+        default = fields[key].default
+        if not isinstance(default, dataclasses._MISSING_TYPE) and default is not None and not isinstance(entry, _like(default)):
+            raise UserError(f"{where}: {key}", expected=type(default).__name__, got=repr(entry), fix="correct the value")
+    return kind(**values)
+
+
+def _like(default: Any) -> Any:
+    return (int, float) if isinstance(default, float) else type(default)
+
+
+def _check_treatment(treatment: Treatment, where: str) -> None:
+    weights, activations, balance = treatment.weights, treatment.activations, treatment.balance
+    if weights is not None:
+        for name in weights.format.split("|"):
+            _check_format(name, f"{where}: weights: format")
+        _choose(weights.granularity, GRANULARITY, "tensor, channel or block-N", f"{where}: weights: granularity")
+        _choose(weights.range, _RANGE, "minmax, mse, percentile-P or float-search", f"{where}: weights: range")
+        _among(weights.rounding, _ROUNDING, f"{where}: weights: rounding")
+    if activations is not None:
+        for name in activations.format.split("|"):
+            _check_format(name, f"{where}: activations: format")
+        _among(activations.mode, MODES[1:], f"{where}: activations: mode")
+        _choose(activations.granularity, ACTIVATION_GRANULARITY, "tensor, token, block-N or groups", f"{where}: activations: granularity")
+        _choose(activations.range, _RANGE, "minmax, mse, percentile-P, ema or float-search", f"{where}: activations: range")
+    if activations is not None and weights is None:
+        raise UserError(where, expected="weights beside activations", got="activations alone", fix="give the weights a format")
+    if balance is not None:
+        _among(balance.method, _BALANCE, f"{where}: balance: method")
+    if treatment.rotate is not None:
+        _among(treatment.rotate, ("hadamard",), f"{where}: rotate")
+
+
+def _check_format(name: str, where: str) -> None:
+    if name in MICRO_FORMATS:
+        return
+    try:
+        format_of(name)
+    except ValueError as error:
+        raise UserError(where, expected="a number format", got=repr(name), fix=str(error)) from error
+
+
+def _choose(entry: str, pattern: re.Pattern[str], wanted: str, where: str) -> None:
+    if not pattern.fullmatch(entry):
+        raise UserError(where, expected=wanted, got=repr(entry), fix="correct the value")
+
+
+def _among(entry: str, choices: Iterable[str], where: str) -> None:
+    if entry not in choices:
+        raise UserError(where, expected=" or ".join(choices), got=repr(entry), fix="choose one of them")
+
+
+def _check_keys(document: Any, known: set[str], required: set[str], where: str) -> None:
+    if not isinstance(document, dict):
+        raise UserError(where, expected=f"a mapping with {', '.join(sorted(known))}", got=repr(document), fix="correct the file")
+    for key in document:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 3) or sorted(known)
+            raise UserError(where, expected=f"one of the keys {', '.join(near)}", got=repr(key), fix="correct the key")
+    missing = sorted(required - set(document))
+    if missing:
+        raise UserError(where, expected=f"the key {missing[0]}", got="none", fix="add it")
