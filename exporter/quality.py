@@ -145,7 +145,8 @@ def latent_snr(reference: Array, candidate: Array) -> Array:
     """10 log10(|reference|^2 / |candidate - reference|^2) of every step and picture, float64 [T, n] in dB, within +-100."""
     a, b = _flat_latents(reference, candidate)
     signal, noise = np.sum(a * a, axis=2), np.sum(np.square(b - a), axis=2)
-    return np.vectorize(_decibel, otypes=[np.float64])(signal, noise)
+    result: Array = np.vectorize(_decibel, otypes=[np.float64])(signal, noise)
+    return result
 
 
 def score_change(reference: Array, candidate: Array) -> ScoreChange:

@@ -1,0 +1,1 @@
+"""The quality report of a bundle: one page for people, and the same data as JSON."""
