@@ -1,0 +1,132 @@
+"""What do other quantizers make of the same weights? Pictures of the reference pipeline at the same seeds, 20 steps, guidance 4.0.
+
+All peers quantize the linears of the denoiser's blocks that run in the loop, calibrated on the same 32 prompts over all steps:
+
+    torch   naive per-tensor min-max W8A8 and W4A8; ModelOpt's INT8, INT8 SmoothQuant, FP8, INT4 AWQ and W4A8 (on any device)
+    onnx    ONNX Runtime's quantizers and NNCF with OpenVINO, on the processor, from a plain ONNX export
+
+    python benchmarks/peers.py --prompts 512                                               # everything here
+    python benchmarks/peers.py --group torch --device cuda --prompts 512 --rows rows.json  # on a machine with a GPU, then here:
+    python benchmarks/peers.py --group onnx --prompts 64 --merge rows.json
+
+Needs nvidia-modelopt, nncf and scikit-image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers_modelopt
+import peers_naive
+import torch
+from quality_data import Example, Quantized, embedded, open_example, prompts_of, sample, torch_denoiser
+from quality_metrics import latent_cosine, measured, scores
+
+Maker = Callable[[], Quantized]
+
+
+def torch_peers(example: Example, batch: int) -> Iterator[Maker]:
+    """Peers that are PyTorch modules."""
+    for bits in (8, 4):
+        yield partial(peers_naive.naive, example, batch, bits)
+    for configuration in peers_modelopt.CONFIGURATIONS:
+        yield partial(peers_modelopt.modelopt, example, batch, configuration)
+
+
+def onnx_peers(example: Example, folder: Path) -> Iterator[Maker]:
+    """Peers that start from an ONNX file."""
+    import peers_nncf
+    import peers_onnx
+
+    file = folder / "plain.onnx"
+    nodes = peers_onnx.export(example, file)
+    recorded = peers_onnx.feeds(example, peers_onnx.input_names(file))
+    yield partial(peers_onnx.dynamic, example, folder, nodes)
+    for outputs in (True, False):
+        yield partial(peers_onnx.static, example, folder, nodes, recorded, outputs)
+    for only_loop in (True, False):
+        yield partial(peers_nncf.nncf_int8, example, folder, nodes, recorded, only_loop)
+
+
+def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch: int, mapper: Any) -> Iterator[dict[str, Any]]:
+    """A row for the unquantized model, then one per peer; a peer that fails is reported on stderr and has a row that says so."""
+    text = embedded(example, prompts)
+    reference = sample(example, torch_denoiser(example.transformer), text, batch)
+    score = scores(prompts, reference.pictures, mapper)
+    where = torch.cuda.get_device_name() if example.device.type == "cuda" else f"{platform.machine()} processor"
+    facts = {"pictures": len(prompts), "on": f"{where}, torch {torch.__version__}"}
+    cosine = np.ones((len(reference.latents), len(prompts)))
+    yield {
+        "peer": "fp32",
+        "weights": "fp32",
+        "activations": "fp32",
+        "bits": 32.0,
+        **measured(reference.pictures, cosine, score, reference.pictures, score),
+        **facts,
+    }
+    for make in makers:
+        began = time.perf_counter()
+        try:
+            with torch.no_grad():
+                peer = make()
+            ready = time.perf_counter()
+            samples = sample(example, peer.denoiser, text, peer.batch or batch)
+        except Exception as error:
+            traceback.print_exc()
+            yield {"peer": str(make.args[-1:]), "failed": str(error).splitlines()[0]}
+            continue
+        print(
+            f"{peer.name}: quantized in {ready - began:.0f} s, sampled in {time.perf_counter() - ready:.0f} s", file=sys.stderr, flush=True
+        )
+        drift = latent_cosine(samples.latents, reference.latents)
+        columns = measured(samples.pictures, drift, scores(prompts, samples.pictures, mapper), reference.pictures, score)
+        yield {"peer": peer.name, "weights": peer.weights, "activations": peer.activations, "bits": peer.bits, **columns, **facts}
+
+
+def main() -> int:
+    """1 if a peer failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", choices=("torch", "onnx", "all", "none"), default="all")
+    parser.add_argument("--device", default="cpu", help="of the torch group")
+    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--batch", type=int, help="pictures at a time in the torch group")
+    parser.add_argument("--rows", type=Path, help="write the rows here instead of results/peers.json")
+    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="rows written before by --rows, put first")
+    arguments = parser.parse_args()
+    prompts = prompts_of("heldout-one", arguments.prompts)
+    rows = [row for path in arguments.merge for row in json.loads(path.read_text())]
+    with ProcessPoolExecutor(os.cpu_count()) as pool, tempfile.TemporaryDirectory() as folder:
+        mapper = partial(pool.map, chunksize=8)
+        list(mapper(abs, range(os.cpu_count() or 1)))  # the workers start before anything has threads
+        if arguments.group in ("torch", "all"):
+            example = open_example(arguments.device)
+            batch = arguments.batch or (512 if arguments.device.startswith("cuda") else 16)
+            rows += rows_of(example, torch_peers(example, batch), prompts, batch, mapper)
+        if arguments.group in ("onnx", "all"):
+            example = open_example("cpu")
+            rows += rows_of(example, onnx_peers(example, Path(folder)), prompts, 8, mapper)
+    if arguments.rows:
+        arguments.rows.write_text(json.dumps(rows, indent=1) + "\n")
+        print(json.dumps(rows))
+    else:
+        from provenance import write_result
+
+        write_result("peers", 0, rows, "shapes-t2i, held-out prompts, 20 steps, guidance 4.0; PSNR and SSIM on the first 64 against fp32")
+    return int(any("failed" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
