@@ -87,6 +87,9 @@ def check_weight(weight: Weight, tensor: torch.Tensor) -> None:
     if tuple(tensor.shape) != weight.shape or tensor.dtype != weight.dtype:
         wanted, got = f"a tensor {weight.shape} {weight.dtype}", f"{tuple(tensor.shape)} {tensor.dtype}"
         raise Failure(weight.origin, expected=wanted, got=got, fix="check that the checkpoint belongs to this configuration")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+    if not tensor.is_floating_point():
+        return
+    finite = torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor)  # torch knows no isfinite of float8
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
         raise Failure(weight.origin, expected="finite weights", got=f"{bad} NaN or Inf values", fix="repair or re-download the checkpoint")

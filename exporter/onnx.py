@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,8 +19,12 @@ from onnx_ir.passes import common as cleanup
 from dexport.errors import Failure
 from dexport.exporter.external_data import WeightFile
 from dexport.exporter.onnx_fold import fold_constants
-from dexport.exporter.spellings import translations
-from dexport.passes.graph import BATCH, STEPS, Graph, Port, Weight
+from dexport.exporter.spellings.aten import translations
+from dexport.exporter.spellings.quantized import spell
+from dexport.exporter.spellings.writer import add_initializer
+from dexport.exporter.stored import Stored, derived, ir_type, permuted, plain
+from dexport.passes.graph import BATCH, STEPS, Graph, Port
+from dexport.targets.formats import Backend
 
 _log = logging.getLogger(__name__)
 _EXAMPLE = {BATCH: 2, STEPS: 3}
@@ -38,20 +42,30 @@ class OnnxFile:
     weight_bytes: int
 
 
-def onnx_from_graph(graph: Graph, path: Path, *, opset: int, weights: WeightFile, storage: torch.dtype = torch.float32) -> OnnxFile:
+def onnx_from_graph(
+    graph: Graph,
+    path: Path,
+    *,
+    opset: int,
+    weights: WeightFile,
+    storage: torch.dtype = torch.float32,
+    backend: Backend = "onnxruntime-cpu",
+) -> OnnxFile:
     """Writes `graph` to `path`; weights go into `weights`, which several graphs may share.
 
     Args:
+        backend: whose form quantized operations get.
         storage: dtype in which fp32 matrices and kernels are stored; a Cast widens narrower ones when the model is loaded.
 
     Raises:
-        Failure: an operation has no ONNX form, or a weight cannot be read.
+        Failure: an operation has no ONNX form (a quantized one: none on this backend), or a weight cannot be read.
     """
     model = _translated(graph, opset)
     cleanup.IdentityEliminationPass()(model)
-    fold_constants(model, set(graph.used_weights()))
+    stored = spell(model, graph.used_weights(), backend)
+    fold_constants(model, set(stored))
     cleanup.CommonSubexpressionEliminationPass()(model)
-    named = _transposed_at_rest(model, graph.used_weights())
+    named = _transposed_at_rest(model, stored)
     cleanup.RemoveUnusedNodesPass()(model)
     if storage is not torch.float32:
         named = _narrowed(model, named, storage)
@@ -89,70 +103,51 @@ def _innermost(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def _transposed_at_rest(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+def _transposed_at_rest(model: ir.Model, stored: Mapping[str, Stored]) -> dict[str, Stored]:
     """Transpose(weight) -> a weight that is stored transposed: runtimes have fast kernels for MatMul(x, stored) only.
 
     Returns initializer name -> weight, transposed ones included.
     """
-    named = {name: weights[name] for name in model.graph.initializers if name in weights}
+    named = dict(stored)
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "Transpose" and node.inputs else None
-        if source is None or source.name not in named:
+        if source is None or source.name not in stored:
             continue
-        weight = named[str(source.name)]
+        weight = named[str(source.name)].weight
         order = tuple(node.attributes.get_ints("perm", tuple(reversed(range(len(weight.shape))))))
-        turned = _permuted(weight, order)
         name = f"{source.name}.transposed"
         if name not in model.graph.initializers:
-            hollow = _hollow(name, turned)
-            model.graph.initializers[name] = ir.Value(name=name, shape=hollow.shape, type=ir.TensorType(hollow.dtype), const_value=hollow)
-            named[name] = turned
+            named[name] = plain(permuted(weight, order))
+            add_initializer(model, name, named[name])
         node.outputs[0].replace_all_uses_with(model.graph.initializers[name])
         model.graph.remove(node, safe=True)
     return named
 
 
-def _permuted(weight: Weight, order: tuple[int, ...]) -> Weight:
-    load = weight.load
-    shape = tuple(weight.shape[i] for i in order)
-    return replace(weight, shape=shape, load=lambda: load().permute(order).contiguous(), origin=f"{weight.origin} permuted {order}")
-
-
-def _narrowed(model: ir.Model, weights: Mapping[str, Weight], storage: torch.dtype) -> dict[str, Weight]:
+def _narrowed(model: ir.Model, stored: Mapping[str, Stored], storage: torch.dtype) -> dict[str, Stored]:
     """Stores fp32 matrices and kernels in `storage`, each behind a Cast back to fp32."""
-    named = dict(weights)
+    named = dict(stored)
     first = model.graph[0]
-    for name, weight in weights.items():
+    for name, one in stored.items():
+        weight = one.weight
         value = model.graph.initializers.get(name)  # a weight that is stored transposed is gone under its own name
         if value is None or weight.dtype is not torch.float32 or len(weight.shape) < 2 or not value.uses():
             continue
-        named[name] = replace(weight, dtype=storage, load=_cast(weight, storage), origin=f"{weight.origin} as {storage}")
+        named[name] = plain(derived(weight, weight.shape, storage, f"as {storage}", _cast(storage)))
         cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
         cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = f"{name}.wide", value.shape, ir.TensorType(ir.DataType.FLOAT)
         value.replace_all_uses_with(cast.outputs[0])
         cast.replace_input_with(0, value)
         model.graph.insert_before(first, cast)
-        value.type = ir.TensorType(_ir_type(storage))
+        value.type = ir.TensorType(ir_type(storage))
     return named
 
 
-def _cast(weight: Weight, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    load = weight.load
-    return lambda: load().to(dtype)
+def _cast(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda tensor: tensor.to(dtype)
 
 
-def _hollow(name: str, weight: Weight) -> ir.LazyTensor:
-    def refuse() -> ir.TensorProtocol:
-        raise Failure(name, expected="weights to be read only while the data file is written", got="a read before that", fix="report this")
-
-    return ir.LazyTensor(refuse, dtype=_ir_type(weight.dtype), shape=ir.Shape(weight.shape), name=name)
-
-
-def _ir_type(dtype: torch.dtype) -> ir.DataType:
-    return ir.DataType.from_numpy(torch.empty(0, dtype=dtype).numpy().dtype) if dtype is not torch.bfloat16 else ir.DataType.BFLOAT16
-
-
-def _place_weights(model: ir.Model, weights: Mapping[str, Weight], file: WeightFile, path: Path) -> int:
+def _place_weights(model: ir.Model, weights: Mapping[str, Stored], file: WeightFile, path: Path) -> int:
     """Points every weight and every large constant at the data file, writing what is not there yet."""
     total = 0
     for name, value in list(model.graph.initializers.items()):
@@ -167,8 +162,8 @@ def _place_weights(model: ir.Model, weights: Mapping[str, Weight], file: WeightF
             place = file.put_bytes(constant.tobytes())
             dtype, shape = constant.dtype, tuple(constant.shape.numpy())
         else:
-            place = file.put(weight)
-            dtype, shape = _ir_type(weight.dtype), weight.shape
+            place = file.put(weight.weight)
+            dtype, shape = weight.dtype, weight.shape
         total += place.length
         where = (file.path.name, place.offset, place.length)
         value.const_value = ir.ExternalTensor(*where, dtype, shape=ir.Shape(shape), name=name, base_dir=path.parent)
@@ -180,4 +175,4 @@ def _name_interface(model: ir.Model, graph: Graph) -> None:
         for port, value in zip(ports, values, strict=True):
             value.name = port.name
             value.shape = ir.Shape(port.shape)
-            value.type = ir.TensorType(_ir_type(port.dtype))
+            value.type = ir.TensorType(ir_type(port.dtype))

@@ -34,6 +34,8 @@ class OnnxRuntimeEngine:
             raise UserError(name, expected=provider, got=f"only {', '.join(available)}", fix=fix)
         options = runtime.SessionOptions()
         options.log_severity_level = 3
+        # int8 weights are turned to uint8 on x86 without VNNI, where the product of uint8 and int8 saturates in 16 bits.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         if threads := os.environ.get("DEXPORT_THREADS"):
             options.intra_op_num_threads = int(threads)
         try:

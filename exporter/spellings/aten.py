@@ -1,7 +1,4 @@
-"""Spellings: how operations are written in ONNX so that the backends' compilers find their fast kernels.
-
-A spelling keeps the meaning of the captured operation exactly; only the form differs from what torch.onnx.export would write.
-"""
+"""PyTorch's operations, where the form that torch.onnx.export writes is not the one that compilers have fast kernels for."""
 
 from __future__ import annotations
 
@@ -14,6 +11,10 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 
+import dexport.plugins.quantized_conv.reference
+import dexport.plugins.quantized_linear.reference  # noqa: F401  (both register their operation)
+from dexport.exporter.spellings import dialect
+
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 
 
@@ -24,6 +25,8 @@ def translations() -> Translations:
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         torch.ops.aten.slice.Tensor: slice_,
         torch.ops.aten.silu.default: silu,
+        torch.ops.dexport.quantized_linear.default: dialect.quantized_linear,
+        torch.ops.dexport.quantized_conv.default: dialect.quantized_conv,
     }
 
 

@@ -18,7 +18,7 @@ from dexport.errors import Failure
 from dexport.exporter.capture import Input
 from dexport.exporter.external_data import WeightFile
 from dexport.exporter.onnx import onnx_from_graph
-from dexport.exporter.spellings import translations
+from dexport.exporter.spellings.aten import translations
 from dexport.passes.graph import BATCH, Graph, Kind
 from tests.passes.graphs import graph_of
 
@@ -97,6 +97,8 @@ def test_the_forms_are_those_that_compilers_know(written: Path) -> None:
         torch.ops.aten.scaled_dot_product_attention.default,
         torch.ops.aten.slice.Tensor,
         torch.ops.aten.silu.default,
+        torch.ops.dexport.quantized_linear.default,
+        torch.ops.dexport.quantized_conv.default,
     }
 
 

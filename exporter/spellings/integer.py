@@ -1,0 +1,164 @@
+"""Quantized operations as int8 GEMMs between Q and DQ with constant scales, the form that every backend's compiler knows.
+
+    static            Q(s) DQ(s) MatMul                                    one constant scale
+    table, dynamic    x / s -> clip -> Q(1) DQ(1) MatMul -> * s            the *fold*: a scale that is no constant stays outside Q and DQ
+
+A scale that is computed or gathered and fed to Q or DQ itself makes TensorRT run the GEMM in half precision without a message; the fold
+costs no kernel, because both products fuse with their neighbours. Zero points are 0 everywhere (TensorRT takes no others): an asymmetric
+range is a centre that is subtracted before and returns as c W^T behind. The bias comes after the rescaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+import torch
+
+from dexport.exporter.spellings.site import Site, integer_bits, integer_step, integers_of, scalar_constant
+from dexport.exporter.spellings.writer import Writer
+from dexport.exporter.stored import derived, packed, plain, torch_type
+from dexport.passes.graph import Weight
+from dexport.plugins.quantized_linear.reference import dequantized
+
+_SMALLEST = {ir.DataType.FLOAT16: 2.0**-24}
+"""Of a dynamic scale; the default is that of `plugins.activations` for a row of zeros."""
+_INT4_OPSET = 21
+
+
+def integer_linear(site: Site, writer: Writer, *, four_bits: bool) -> ir.Value:
+    """y [B..., N, O] of a linear whose weight has one scale per tensor or output channel.
+
+    Args:
+        four_bits: store codes of 4 bits as INT4 (opset 21) and widen them when the model is loaded; else as INT8.
+    """
+    centre, shift = _centre(site, writer)
+    x = site.x if centre is None else writer.op("Sub", site.x, centre)
+    quantized, rescale = quantize(site, writer, x)
+    weight = writer.op("DequantizeLinear", _widened(codes(site, writer, four_bits=four_bits), writer), row_scale(site, writer), axis=1)
+    y = writer.op("MatMul", quantized, weight)
+    if rescale is not None:
+        y = writer.op("Mul", y, rescale)
+    if shift is not None:
+        y = writer.op("Add", y, shift)
+    bias = _bias(site, writer)
+    return y if bias is None else writer.op("Add", y, bias)
+
+
+def quantize(site: Site, writer: Writer, x: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """x behind Q and DQ, and the factor that the result of the MatMul still needs (None: none)."""
+    constant = scalar_constant(writer, site.activation_scale)
+    number = site.activation_format
+    if constant is not None:
+        scale = writer.constant(constant, site.dtype)
+        clipped = x if number.bits == 8 else _clip(writer, x, number.lowest * constant, number.largest * constant, site.dtype)
+        return _through_int8(writer, clipped, scale), None
+    rescale = site.activation_scale if site.activation_scale is not None else _dynamic_scale(site, writer, x)
+    folded = writer.op("Div", x, rescale)
+    if number.bits < 8:
+        folded = _clip(writer, folded, number.lowest, number.largest, site.dtype)
+    return _through_int8(writer, folded, writer.constant(1.0, site.dtype)), rescale
+
+
+def _through_int8(writer: Writer, x: ir.Value, scale: ir.Value) -> ir.Value:
+    zero = writer.constant(0, ir.DataType.INT8)
+    return writer.op("DequantizeLinear", writer.op("QuantizeLinear", x, scale, zero), scale, zero)
+
+
+def _clip(writer: Writer, x: ir.Value, low: float, high: float, dtype: ir.DataType) -> ir.Value:
+    return writer.op("Clip", x, writer.constant(low, dtype), writer.constant(high, dtype))
+
+
+def _dynamic_scale(site: Site, writer: Writer, x: ir.Value) -> ir.Value:
+    """absmax / largest: per row of the last axis, or per picture for a convolution."""
+    axes = [-1] if site.window is None else list(range(1, len(site.weight.shape)))
+    absmax = writer.op("ReduceMax", writer.op("Abs", x), writer.constant(axes, ir.DataType.INT64), keepdims=1)
+    largest = site.activation_format.largest
+    scale = writer.op("Div", absmax, writer.constant(largest, site.dtype))
+    return writer.op("Max", scale, writer.constant(_SMALLEST.get(site.dtype, 1e-8 / largest), site.dtype))
+
+
+def codes(site: Site, writer: Writer, *, four_bits: bool) -> ir.Value:
+    """The integers of a weight: of a linear turned to [I, O], of a convolution as they are."""
+    number = site.weight_format
+    turned = site.window is None
+    shape = (site.weight.shape[1], site.weight.shape[0]) if turned else site.weight.shape
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        integers = integers_of(number, tensor)
+        return integers.t() if turned else integers
+
+    weight = derived(site.weight, shape, torch.int8, f"as integers {'turned' if turned else ''}", change)
+    small = four_bits and integer_bits(number) == 4 and writer.opset >= _INT4_OPSET
+    stored = packed(weight, ir.DataType.INT4) if small else plain(weight)
+    return writer.weight(f"{site.name}.codes", stored)
+
+
+def _widened(integers: ir.Value, writer: Writer) -> ir.Value:
+    """INT4 behind a Cast, which a runtime computes once, when it loads the model: DQ of INT4 is no part of any int8 MatMul."""
+    return writer.op("Cast", integers, to=ir.DataType.INT8.value) if integers.dtype is ir.DataType.INT4 else integers
+
+
+def row_scale(site: Site, writer: Writer) -> ir.Value:
+    """The weight's scale per output channel for the integers of `codes`, [O].
+
+    One per tensor is repeated, so that the compiler can merge GEMMs of one input.
+    """
+    step, dtype, count = integer_step(site.weight_format), torch_type(site.dtype), site.weight.shape[0]
+    assert step is not None
+
+    def change(scale: torch.Tensor) -> torch.Tensor:
+        return (scale.to(dtype) * step).reshape(-1).expand(count)
+
+    return writer.weight(
+        f"{site.name}.scale", plain(derived(site.weight_scale, (count,), dtype, f"per channel times {step} as {dtype}", change))
+    )
+
+
+def _centre(site: Site, writer: Writer) -> tuple[ir.Value | None, ir.Value | None]:
+    """What is subtracted from x, and what returns behind the GEMM: c W^T, where that is not a constant (see `_bias`)."""
+    if site.mode == "dynamic-centred":
+        axis = writer.constant([-1], ir.DataType.INT64)
+        ends = [writer.op(kind, site.x, axis, keepdims=1) for kind in ("ReduceMin", "ReduceMax")]
+        centre = writer.op("Mul", writer.op("Add", *ends), writer.constant(0.5, site.dtype))
+        return centre, writer.op("Mul", centre, _row_sums(site, writer))
+    if site.centre is None:
+        return None, None
+    source = writer.source(site.centre)
+    if source is not None:
+        return writer.constant(source.load(), site.dtype), None
+    if site.centre.shape is not None and all(d == 1 for d in site.centre.shape):
+        return site.centre, writer.op("Mul", site.centre, _row_sums(site, writer))
+    real = writer.op("Mul", writer.op("Cast", codes(site, writer, four_bits=False), to=site.dtype.value), row_scale(site, writer))
+    row = writer.op("Reshape", site.centre, writer.constant([1, site.inputs], ir.DataType.INT64))
+    return site.centre, writer.op("MatMul", row, real)
+
+
+def _row_sums(site: Site, writer: Writer) -> ir.Value:
+    """The sum of each row of W, [O]."""
+    return writer.weight(f"{site.name}.sums", plain(_from_real(site, "row sums", lambda real: real.sum(1))))
+
+
+def _bias(site: Site, writer: Writer) -> ir.Value | None:
+    """The bias, together with c W^T if the centre is a constant."""
+    centre, bias = writer.source(site.centre), writer.source(site.bias)
+    if centre is None:
+        return site.bias
+
+    def shifted(real: torch.Tensor) -> torch.Tensor:
+        moved = real @ centre.load().to(real.dtype).expand(real.shape[1])
+        return moved if bias is None else moved + bias.load().to(real.dtype)
+
+    how = f"times {centre.origin} plus {bias.origin if bias is not None else 0}"
+    return writer.weight(f"{site.name}.bias", plain(_from_real(site, how, shifted)))
+
+
+def _from_real(site: Site, how: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Weight:
+    """`change` of the real weight [O, I] in fp32, a vector [O] in the site's dtype."""
+    dtype, count = torch_type(site.dtype), site.weight.shape[0]
+    scale, coarse, number = site.weight_scale, site.weight_global, site.weight_format.name
+
+    def made(tensor: torch.Tensor) -> torch.Tensor:
+        return change(dequantized(tensor, scale.load(), None if coarse is None else coarse.load(), number)).to(dtype)
+
+    return derived(site.weight, (count,), dtype, f"{how} with {scale.origin}", made)
