@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dexport.calibrating import CalibrateRequest, calibrate_command
 from dexport.errors import UserError
+from dexport.exporter import torch_pipeline
+from dexport.exporter.options import BuildOptions
+from dexport.exporter.torch_pipeline import TorchPipeline, open_torch_pipeline
 from dexport.passes.quantization.statistics import load_statistics
 
 
@@ -18,24 +22,38 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def opened(pixart: Path) -> TorchPipeline:
+    """A pipeline at the size, steps and scheduler that all tests ask for."""
+    return open_torch_pipeline(
+        BuildOptions(model=str(pixart), target="cpu", precision="fp32", sizes=((16, 24),), steps=(2,), scheduler="DDIM", guidance=3.0)
+    )
+
+
+@pytest.fixture
+def asking(opened: TorchPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets commands have the pipeline that is open already, as capturing takes long, if they ask for just that one."""
+
+    def given(options: BuildOptions) -> TorchPipeline:
+        assert options == opened.plan.options
+        return opened
+
+    monkeypatch.setattr(torch_pipeline, "open_torch_pipeline", given)
+
+
+def _request(model: Path, prompts: Path, output: Path, **more: Any) -> CalibrateRequest:
+    asked = {"steps": 2, "size": "16x24", "scheduler": "DDIM", "guidance": 3.0} | more
+    return CalibrateRequest(model=str(model), prompts=prompts, output=output, **asked)
+
+
+@pytest.mark.usefixtures("asking")
 def test_it_writes_statistics_and_says_what_was_seen(
     pixart: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "statistics.safetensors"
-    request = CalibrateRequest(
-        model=str(pixart),
-        prompts=prompts,
-        output=output,
-        steps=2,
-        size="16x24",
-        scheduler="DDIM",
-        sampler="ndtc",
-        calibration_size=3,
-        seed=1,
-    )
-    calibrate_command(request)
+    calibrate_command(_request(pixart, prompts, output, sampler="ndtc", calibration_size=3, seed=1))
     found = load_statistics(output)
-    assert found.size == (16, 24)
+    assert (found.size, found.guidance, found.sampler) == ((16, 24), 3.0, "ndtc")
     assert found.schedule.scheduler == "DDIMScheduler"
     assert found.samples.prompts == ("a red circle", "a blue square", "a red circle")
     assert found.samples.seeds == (1, 2, 3)
@@ -45,12 +63,13 @@ def test_it_writes_statistics_and_says_what_was_seen(
     assert "statistics take" in said.err and "pictures 1 to 3 of 3" in said.err
 
 
+@pytest.mark.usefixtures("asking")
 def test_an_interrupt_says_where_to_go_on(
     pixart: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dexport.exporter import calibration
 
-    request = CalibrateRequest(model=str(pixart), prompts=prompts, output=tmp_path / "out", steps=2, calibration_size=9)
+    request = _request(pixart, prompts, tmp_path / "out", calibration_size=9)
     batch = calibration.Calibration.batch
 
     def second_is_interrupted(self: calibration.Calibration, report: calibration.Report) -> None:
@@ -58,9 +77,10 @@ def test_an_interrupt_says_where_to_go_on(
             raise KeyboardInterrupt
         batch(self, report)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(calibration.Calibration, "batch", second_is_interrupted)
+    monkeypatch.setattr(calibration.Calibration, "batch", second_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
         calibrate_command(request)
+    monkeypatch.setattr(calibration.Calibration, "batch", batch)
     assert f"what was seen so far is in {tmp_path / 'out.resume'}; the same command goes on from there" in capsys.readouterr().err
     calibrate_command(request)
     assert "go on after 8 pictures" in capsys.readouterr().err

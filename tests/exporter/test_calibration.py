@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from dexport.exporter.calibration import Calibration, accumulator_bytes, calibra
 from dexport.exporter.calibration_file import resume_path
 from dexport.exporter.calibration_request import CalibrationRequest
 from dexport.exporter.options import BuildOptions
+from dexport.exporter.solver import probe
 from dexport.exporter.source import source_hash
-from dexport.exporter.torch_pipeline import TorchPipeline, open_torch_pipeline
+from dexport.exporter.torch_pipeline import TorchPipeline, open_torch_pipeline, torch_pipeline
 from dexport.passes.graph import Weight
 from dexport.passes.quantization.samplers import Sampler
 from dexport.passes.quantization.sites import sites
@@ -86,9 +88,9 @@ def test_both_halves_of_the_guidance_are_counted(found: Statistics) -> None:
     assert query.token_minimum is not None and query.token_minimum.shape == (STEPS, 16)
 
 
-def test_halves_in_turn_are_counted_the_same(pixart: Path, found: Statistics) -> None:
-    options = BuildOptions(model=str(pixart), target="cpu", steps=(STEPS,), guidance_batching=False)
-    turns = calibrate(open_torch_pipeline(options), REQUEST, None)
+def test_halves_in_turn_are_counted_the_same(pipeline: TorchPipeline, found: Statistics) -> None:
+    options = dataclasses.replace(pipeline.plan.options, guidance_batching=False)
+    turns = calibrate(torch_pipeline(dataclasses.replace(pipeline.plan, options=options), pipeline.split, pipeline.solver), REQUEST, None)
     for name, whole in found.components["denoiser"].items():
         apart = turns.components["denoiser"][name]
         assert torch.equal(apart.count, whole.count)
@@ -168,8 +170,9 @@ def test_an_unfinished_calibration_with_other_options_is_refused(
         calibrate(pipeline, dataclasses.replace(REQUEST, **changed), unfinished)
 
 
-def test_an_unfinished_calibration_of_other_steps_or_another_model_is_refused(pixart: Path, tmp_path: Path, unfinished: Path) -> None:
-    other = open_torch_pipeline(BuildOptions(model=str(pixart), target="cpu", steps=(2,)))
+def test_an_unfinished_calibration_of_other_steps_is_refused(pipeline: TorchPipeline, unfinished: Path) -> None:
+    solver = probe(pipeline.plan.scheduler, pipeline.plan.schedule(pipeline.split.size, 2))
+    other = torch_pipeline(pipeline.plan, pipeline.split, solver)
     with pytest.raises(UserError, match=r"with steps 2, got steps 3; repeat the command that began it, or delete the file"):
         calibrate(other, REQUEST, unfinished)
 
@@ -187,6 +190,16 @@ def test_memory_is_what_was_said(pipeline: TorchPipeline) -> None:
     real = sum(t.nbytes for found in calibration.accumulators.values() for a in found for t in a.tensors().values())
     assert real == accumulator_bytes(pipeline) == calibration.nbytes
     assert f"statistics take {real / 2**20:.1f} MiB" in calibration.summary()
+
+
+def test_an_unfinished_calibration_of_another_model_is_refused(
+    pipeline: TorchPipeline, pixart: Path, unfinished: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(pixart, tmp_path / "model")
+    (moved / "more.json").write_text("{}")
+    other = dataclasses.replace(pipeline, plan=dataclasses.replace(pipeline.plan, directory=moved))
+    with pytest.raises(UserError, match=r"with model [0-9a-f]{57}\.\.\., got model"):
+        calibrate(other, REQUEST, unfinished)
 
 
 def test_a_value_that_is_not_finite_is_named(pipeline: TorchPipeline) -> None:
