@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ import torch
 from quality_data import Example, Quantized, embedded, open_example, prompts_of, sample, torch_denoiser
 from quality_metrics import latent_cosine, measured, scores
 
-Maker = Callable[[], Quantized]
+Maker = partial[Quantized]
 
 
 def torch_peers(example: Example, batch: int) -> Iterator[Maker]:
@@ -86,7 +86,7 @@ def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch
             samples = sample(example, peer.denoiser, text, peer.batch or batch)
         except Exception as error:
             traceback.print_exc()
-            yield {"peer": str(make.args[-1:]), "failed": str(error).splitlines()[0]}
+            yield {"peer": f"{make.func.__name__} {make.args[-1]}", "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         print(
             f"{peer.name}: quantized in {ready - began:.0f} s, sampled in {time.perf_counter() - ready:.0f} s", file=sys.stderr, flush=True
