@@ -6,12 +6,13 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dexport.errors import UserError
 
 Size = tuple[int, int]
+_OF_A_RECIPE = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits", "allow_degrade")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,19 @@ class BuildOptions:
         frames: frames of a video; None takes the pipeline's default.
         loras: LoRA files merged into the weights, as "FILE" or "FILE:SCALE".
         golden: "auto" adds golden inputs and outputs where the model fits into memory, "none" leaves them out.
+        recipe: how to quantize: a name of `dexport recipes` or a YAML file; None leaves everything in `precision`.
+        parts: section of a recipe ("denoiser", "prelude", "text_encoder", "vae") -> another recipe for it, or "keep".
+        skip: names or `re:` patterns of layers that are not quantized, in any section.
+        statistics: a file of `dexport calibrate`; None calibrates while building, if the recipe needs it.
+        calibration: a file with one prompt per line to calibrate with; None takes a built-in list.
+        calibration_size: how many of its prompts.
+        budget_bytes: most bytes that the denoiser's quantized weights may take, for recipes with mixed precision.
+        average_bits: the same as bits per weight, scales counted.
+        allow_degrade: build what the target can do where it cannot do exactly what the recipe says, and list it.
+        min_psnr: fail if the median PSNR against the unquantized model is below, in dB.
+        min_score: fail if the mean score of the pictures is below.
+        scorer: "FILE.py:FUNCTION", called with (prompt, picture), for `min_score` and the report.
+        quality_prompts: how many calibration prompts measure the quality; 0 measures nothing.
     """
 
     model: str
@@ -47,6 +61,19 @@ class BuildOptions:
     frames: int | None = None
     loras: tuple[str, ...] = ()
     golden: str = "auto"
+    recipe: str | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    statistics: str | None = None
+    calibration: str | None = None
+    calibration_size: int = 32
+    budget_bytes: int | None = None
+    average_bits: float | None = None
+    allow_degrade: bool = False
+    min_psnr: float | None = None
+    min_score: float | None = None
+    scorer: str | None = None
+    quality_prompts: int = 8
 
     def __post_init__(self) -> None:
         low, high = self.guidance_interval
@@ -63,6 +90,20 @@ class BuildOptions:
             raise UserError("batch", expected="at least 1", got=str(self.batch), fix="give the most pictures of one run")
         if any(s < 1 for s in self.steps):
             raise UserError("steps", expected="positive numbers", got=str(list(self.steps)), fix="give for example 20")
+        self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        if self.calibration_size < 1:
+            raise UserError("calibration_size", expected="at least 1", got=str(self.calibration_size), fix="32 is usual")
+        if self.budget_bytes is not None and self.average_bits is not None:
+            fix = "give one of them"
+            raise UserError("budget", expected="--budget-bytes or --average-bits", got="both", fix=fix)
+        if self.min_score is not None and self.scorer is None:
+            raise UserError("min_score", expected="a scorer", got="none", fix="name one with --scorer FILE.py:FUNCTION")
+        if self.recipe is None:
+            asked = [name for name in _OF_A_RECIPE if getattr(self, name)]
+            if asked:
+                raise UserError(asked[0].replace("_", "-"), expected="a recipe that it applies to", got="none", fix="add --recipe NAME")
 
     def to_config(self) -> dict[str, Any]:
         """The options as plain JSON, as `options_from` reads them."""
@@ -107,16 +148,20 @@ def _converted(key: str, value: Any, where: str) -> Any:
                 return tuple(parse_size(str(v)) for v in _list(value))
             case "steps":
                 return tuple(int(v) for v in _list(value))
-            case "loras":
+            case "loras" | "skip":
                 return tuple(str(v) for v in _list(value))
+            case "parts":
+                return (
+                    dict(_part(v) for v in _list(value)) if not isinstance(value, Mapping) else {str(k): str(v) for k, v in value.items()}
+                )
             case "guidance_interval":
                 low, high = (float(v) for v in _list(value))
                 return low, high
-            case "guidance_batching":
+            case "guidance_batching" | "allow_degrade":
                 return value if isinstance(value, bool) else {"true": True, "on": True, "false": False, "off": False}[str(value).lower()]
-            case "batch" | "frames":
+            case "batch" | "frames" | "calibration_size" | "budget_bytes" | "quality_prompts":
                 return int(value)
-            case "guidance":
+            case "guidance" | "average_bits" | "min_psnr" | "min_score":
                 return float(value)
             case _:
                 return str(value)
@@ -128,3 +173,11 @@ def _converted(key: str, value: Any, where: str) -> Any:
 
 def _list(value: Any) -> list[Any]:
     return value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _part(text: Any) -> tuple[str, str]:
+    """Reads "SECTION=RECIPE"."""
+    section, equals, recipe = str(text).partition("=")
+    if not equals or not section or not recipe:
+        raise ValueError(text)
+    return section, recipe

@@ -58,7 +58,7 @@ class Format:
         """x rounded to the grid: nearest, ties to even, saturating. Shape and dtype of x; no gradient (see `fake_quantize`)."""
         clipped = x.clamp(self.lowest, self.largest)
         if self.is_integer:
-            return clipped.round()
+            return clipped.round_()
         step = self._step(clipped)
         return (clipped / step).round() * step
 
@@ -132,5 +132,7 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, number: Format) -> torch
         x: any shape.
         scale: positive, broadcastable to x.
     """
+    if not (torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)):
+        return number.round(x / scale).mul_(scale)
     clipped = (x / scale).clamp(number.lowest, number.largest)
     return (clipped + (number.round(clipped.detach()) - clipped.detach())) * scale

@@ -82,7 +82,7 @@ class _Rewriter:
 
     def finish(self) -> Quantized:
         """The edited graph, without what nothing reads any more."""
-        rows = torch.cat([column.flatten(1).float() for column in self._columns], 1) if self._columns else None
+        rows = torch.cat([column.reshape(len(column), -1).float() for column in self._columns], 1) if self._columns else None
         graph = with_attributes(self._graph, self._nodes, self._new, inputs=self._ports, weights=self._weights)
         return Quantized(replace(graph, weights=graph.used_weights()), rows)
 
@@ -111,9 +111,14 @@ class _Rewriter:
             result = piece if result is None else self._call(aten.add.Tensor, result, piece)
         assert result is not None
         if decided.branch is not None:
-            down, up = (self._weight(f"{site.name}.{n}", w) for n, w in zip(("down", "up"), decided.branch))
+            down, up = (self._wide(self._weight(f"{site.name}.{n}", w), x) for n, w in zip(("down", "up"), decided.branch))
             result = self._call(aten.add.Tensor, result, self._call(aten.linear.default, self._call(aten.linear.default, x, down), up))
         return result if head is None else self._call(aten.cat.default, [head, result], 1)
+
+    def _wide(self, weight: fx.Node, x: fx.Node) -> fx.Node:
+        """A 16-bit weight in the dtype of x."""
+        dtype = value(x).dtype
+        return weight if value(weight).dtype is dtype else self._call(aten._to_copy.default, weight, dtype=dtype)
 
     def _slice(self, x: fx.Node, start: int, end: int | None) -> fx.Node:
         return self._once((x, start, end), lambda: self._call(aten.slice.Tensor, x, 1, start, 2**63 - 1 if end is None else end))

@@ -180,7 +180,7 @@ class MixedPrecisionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """How attention is rounded: "log2" rounds probabilities to powers of two, the first token exact (DGQ); "e4m3" is fused FP8 attention."""
+    """How attention is rounded: "log2" rounds probabilities to powers of two, the first token exact (DGQ); "e4m3" is FP8 attention."""
 
     format: str
     bits: int = 8

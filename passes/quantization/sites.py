@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import fx
 
-from dexport.passes.graph import Graph
+from dexport.passes.dependence import is_size
+from dexport.passes.graph import Graph, Kind
 
 aten = torch.ops.aten
 _LINEAR = {aten.linear.default}
@@ -82,3 +84,28 @@ def site_name(weight: str) -> str:
 def channel_axis(kind: Literal["linear", "conv"]) -> int:
     """The axis of the activation that holds channels: the last of a linear, axis 1 of a convolution."""
     return -1 if kind == "linear" else 1
+
+
+def ends(graph: Graph) -> frozenset[str]:
+    """Names of the first sites that the latent meets and of the last before the output: those that most recipes keep."""
+    named = {site.node: site.name for site in sites(graph)}
+    latent = [n for p, n in zip(graph.inputs, graph.placeholders().values()) if Kind.LATENT in p.kinds] or list(graph.placeholders().values())
+    result = next(n for n in graph.module.graph.nodes if n.op == "output")
+    first = _nearest(latent, lambda node: node.users, named)
+    last = _nearest([result], lambda node: node.all_input_nodes, named)
+    return frozenset(named[name] for name in first | last)
+
+
+def _nearest(start: Iterable[fx.Node], neighbours: Callable[[fx.Node], Iterable[fx.Node]], named: Mapping[str, str]) -> set[str]:
+    """The named nodes that are met first, walking from `start`."""
+    found, seen, stack = set(), set(start), list(start)
+    while stack:
+        for node in neighbours(stack.pop()):
+            if node in seen or is_size(node):
+                continue
+            seen.add(node)
+            if node.name in named:
+                found.add(node.name)
+            else:
+                stack.append(node)
+    return found

@@ -1,0 +1,126 @@
+"""The recipe of a build: what the user named, with parts exchanged, defaults added, and what the target cannot do refused or degraded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from dexport.errors import UserError
+from dexport.exporter.options import BuildOptions
+from dexport.exporter.quantized_forms import exact, nearest
+from dexport.passes.quantization.recipe import SECTIONS, Recipe, Section, Treatment, WeightSpec
+from dexport.passes.quantization.recipe_file import find_recipe
+from dexport.targets.target import Target
+
+SMALL_MEMORY_GIB = 16
+_INT4_OPSET = 21  # ONNX has INT4 from here on
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """A treatment that the target cannot do exactly, and what stands for it."""
+
+    section: str
+    asked: str
+    built: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class EffectiveRecipe:
+    """What will be done, and what was changed for the target."""
+
+    recipe: Recipe
+    degraded: tuple[Degraded, ...]
+
+
+def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe | None:
+    """The recipe of a build, None without one.
+
+    Raises:
+        UserError: an unknown recipe or section, or one that the target cannot do exactly (unless `allow_degrade`).
+    """
+    if options.recipe is None:
+        return None
+    recipe = find_recipe(options.recipe)
+    sections = dict(recipe.sections)
+    small = target.memory_gib is not None and target.memory_gib <= SMALL_MEMORY_GIB
+    if small and "text_encoder" not in sections:
+        sections["text_encoder"] = _small_text_encoder(target)
+    for name, other in options.parts.items():
+        sections |= {_checked(name): _part(name, other)}
+    degraded: list[Degraded] = []
+
+    def legal(section: str, treatment: Treatment | None) -> Treatment | None:
+        return None if treatment is None else _legal(target, section, treatment, options.allow_degrade, degraded)
+
+    kept = {name: _changed(section, lambda t, name=name: legal(name, t)) for name, section in sections.items() if section is not None}
+    return EffectiveRecipe(replace(recipe, sections=kept), tuple(dict.fromkeys(degraded)))
+
+
+def _checked(name: str) -> str:
+    if name not in SECTIONS:
+        raise UserError(f"--component {name}", expected=" or ".join(SECTIONS), got=repr(name), fix="name a part of the pipeline")
+    return name
+
+
+def _part(name: str, other: str) -> Section | None:
+    """The section that another recipe has for a part; one that speaks of the denoiser only lends that. "keep" is None."""
+    if other == "keep":
+        return None
+    recipe = find_recipe(other)
+    section = recipe.section(name) or recipe.section("denoiser")
+    if section is None:
+        fix = "name another recipe"
+        raise UserError(f"--component {name}={other}", expected=f"a recipe with a section {name} or denoiser", got="neither", fix=fix)
+    return section if recipe.section(name) else replace(section, ends="default", layers={}, mixed_precision=None)
+
+
+def _small_text_encoder(target: Target) -> Section:
+    """Weights only: encoders run once per prompt, so their bytes matter and their speed does not."""
+    if target.supports("int4-weights") and target.onnx_opset >= _INT4_OPSET:
+        return Section(default=Treatment(weights=WeightSpec(format="int4", granularity="block-128", range="mse")))
+    return Section(default=Treatment(weights=WeightSpec(format="int8")))
+
+
+def _changed(section: Section, change: Callable[[Treatment | None], Treatment | None]) -> Section:
+    mixed = section.mixed_precision
+    if mixed is not None:
+        choices = {name: found for name, choice in mixed.choices.items() if (found := change(choice)) is not None}
+        mixed = replace(mixed, choices=choices)
+    return replace(
+        section,
+        default=change(section.default),
+        layers={name: change(treatment) for name, treatment in section.layers.items()},
+        ends=section.ends if section.ends == "default" else change(section.ends),
+        mixed_precision=mixed,
+    )
+
+
+def _legal(target: Target, section: str, treatment: Treatment, allow: bool, degraded: list[Degraded]) -> Treatment:
+    answer = exact(target, treatment)
+    if answer:
+        return treatment
+    other = nearest(target, treatment)
+    if not allow:
+        expected = f"a form that {target.backend} computes exactly"
+        fix = f"add --allow-degrade to build {describe(other)} instead, or choose another recipe"
+        raise UserError(f"{target.id}: {section}", expected=expected, got=f"{describe(treatment)} ({answer.reason})", fix=fix)
+    degraded.append(Degraded(section, describe(treatment), describe(other), answer.reason))
+    return other
+
+
+def describe(treatment: Treatment | None) -> str:
+    """A treatment in a few words: "int4 block-64 weights, int8 dynamic activations, rotated"."""
+    if treatment is None or treatment.weights is None:
+        return "16 bits"
+    weights, activations = treatment.weights, treatment.activations
+    words = [f"{weights.format} {weights.granularity} weights"]
+    if activations is not None:
+        words.append(f"{activations.format} {activations.mode} {activations.granularity} activations")
+    extras: Mapping[str, object] = {
+        "balanced": treatment.balance,
+        "rotated": treatment.rotate,
+        "with a low-rank branch": treatment.low_rank,
+    }
+    return ", ".join([*words, *(word for word, present in extras.items() if present)])

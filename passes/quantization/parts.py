@@ -1,0 +1,132 @@
+"""The weight of a site as codes and scales: quantized when it is read, or at once where that takes long.
+
+Notation: O outputs, I inputs, N inputs in a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from dexport.passes.graph import Weight
+from dexport.passes.quantization.recipe import MICRO_FORMATS, WeightSpec
+from dexport.passes.quantization.scratch import Scratch
+from dexport.passes.quantization.values import ActivationValues, QuantizedPart
+from dexport.passes.quantization.weights import QuantizedWeight, WeightGrid, WeightSize, encode, weight_bits, weight_grid
+from dexport.plugins.formats import format_of
+
+Rounding = Callable[[torch.Tensor, WeightGrid], QuantizedWeight]
+
+
+@dataclass(frozen=True)
+class RealWeight:
+    """A weight before it is quantized.
+
+    Attributes:
+        read: reads it, with everything done to it that stands before rounding; float32 [O, I, ...].
+        origin: where it comes from and what was done, for messages and to find equal weights.
+        slow: `read` is no mere reading: what it gives is kept.
+    """
+
+    read: Callable[[], torch.Tensor]
+    shape: tuple[int, ...]
+    origin: str
+    slow: bool = False
+
+
+def quantized_part(
+    weight: RealWeight,
+    spec: WeightSpec,
+    activations: ActivationValues | None,
+    scratch: Scratch,
+    dtype: torch.dtype,
+    rounding: Rounding | None = None,
+    channels: tuple[int, ...] | None = None,
+) -> QuantizedPart:
+    """The operation of a site, or of some of its channels.
+
+    Args:
+        dtype: of the graph's activations: scales of tensors and channels are rounded to it before codes are chosen.
+        rounding: other than to the nearest.
+        channels: which inputs of the weight belong to this part.
+    """
+    if channels is not None:
+        weight = _picked(weight, channels)
+
+    def quantized() -> QuantizedWeight:
+        real = weight.read()
+        grid = weight_grid(real, spec)
+        if grid.scale.dtype is torch.float32:
+            grid = replace(grid, scale=_held(grid.scale, dtype))
+        found = encode(real, grid) if rounding is None else rounding(real, grid)
+        return replace(found, scale=found.scale.to(dtype)) if found.scale.dtype is torch.float32 else found
+
+    known = "|" not in spec.format and rounding is None and not weight.slow
+    weights = _lazy(weight, spec, dtype, quantized) if known else _kept(weight, spec, scratch, quantized())
+    codes, scale, coarse, name = weights
+    bits = weight_bits(WeightSize(weight.shape, spec)) / _elements(weight.shape)
+    return QuantizedPart(codes, scale, coarse, name, _label(name, spec), bits, activations, channels)
+
+
+def _held(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A float32 scale as the graph will hold it."""
+    tiny = torch.finfo(dtype).smallest_normal
+    return scale.clamp(min=tiny).to(dtype).float()
+
+
+def _picked(weight: RealWeight, channels: tuple[int, ...]) -> RealWeight:
+    index = torch.tensor(channels)
+    shape = (weight.shape[0], len(channels), *weight.shape[2:])
+    read = weight.read
+    origin = f"{weight.origin}[{channels[0]}..{channels[-1]}, {len(channels)}, {hash(channels) & 0xFFFFFFFF:x}]"
+    return replace(weight, shape=shape, read=lambda: read().index_select(1, index), origin=origin)
+
+
+def _lazy(
+    weight: RealWeight, spec: WeightSpec, dtype: torch.dtype, quantized: Callable[[], QuantizedWeight]
+) -> tuple[Weight, Weight, Weight | None, str]:
+    """Weights that quantize when they are read; what they will be is known without reading."""
+    outputs, inputs, *kernel = weight.shape
+    number = MICRO_FORMATS.get(spec.format, (spec.format, 0))[0]
+    scales = {"nvfp4": torch.float8_e4m3fn, "mxfp4": torch.float8_e8m0fnu}
+    if spec.block:
+        scale_shape, scale_dtype = (outputs, inputs // spec.block), scales.get(spec.format, torch.float16)
+    else:
+        scale_shape, scale_dtype = (1 if spec.granularity == "tensor" else outputs, 1, *[1] * len(kernel)), dtype
+    origin = f"{weight.origin} as {spec}"
+
+    def coarse() -> torch.Tensor:
+        found = quantized().coarse
+        assert found is not None
+        return found
+
+    return (
+        Weight(weight.shape, format_of(number).code_dtype, lambda: quantized().codes, f"{origin}: codes"),
+        Weight(scale_shape, scale_dtype, lambda: quantized().scale, f"{origin}: scales in {scale_dtype}"),
+        Weight((), torch.float32, coarse, f"{origin}: coarse scale") if spec.format == "nvfp4" else None,
+        number,
+    )
+
+
+def _kept(weight: RealWeight, spec: WeightSpec, scratch: Scratch, found: QuantizedWeight) -> tuple[Weight, Weight, Weight | None, str]:
+    tensors = {"codes": found.codes, "scale": found.scale}
+    if found.coarse is not None:
+        tensors["coarse"] = found.coarse
+    kept = scratch.keep(f"{weight.origin} as {spec}", tensors)
+    return kept["codes"], kept["scale"], kept.get("coarse"), found.format
+
+
+def _label(number: str, spec: WeightSpec) -> str:
+    """What a person calls it: "int4 block-64"."""
+    if spec.format in MICRO_FORMATS:
+        return spec.format
+    return number if spec.granularity == "channel" else f"{number} {spec.granularity}"
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
