@@ -26,6 +26,8 @@ Refine = Callable[[Graph, Decisions], Decisions]
 """Learns rounding: a graph and what was decided for it -> better values (exporter/reconstruction.py)."""
 
 _KEPT_BITS = 16.0
+KEPT = "16 bits"
+"""What a layer that is not quantized has for weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,12 @@ class QuantizedSplit:
     def average_bits(self, component: str) -> float | None:
         """Bits per weight over the linears and convolutions of a component, scales counted; None if it is not treated."""
         found = [layer for layer in self.layers if layer.component == component]
+        total = sum(layer.parameters for layer in found)
+        return sum(layer.bits * layer.parameters for layer in found) / total if total else None
+
+    def treated_bits(self, component: str) -> float | None:
+        """The same over the layers that are quantized, which is what a budget of bits is about; None if there are none."""
+        found = [layer for layer in self.layers if layer.component == component and layer.weights != KEPT]
         total = sum(layer.parameters for layer in found)
         return sum(layer.bits * layer.parameters for layer in found) / total if total else None
 
@@ -121,14 +129,16 @@ def quantized_split(
         section = recipe.section(part) if part else None
         if section is None:
             continue
-        treatments = treatments_of(graph, section, skip, f"recipe {recipe.name}: {part}") | dict((overrides or {}).get(graph.name, {}))
+        treatments = treatments_of(graph, section, skip, f"recipe {recipe.name}: {part}")
+        chosen = (overrides or {}).get(graph.name, {})
+        treatments |= {name: t for name, t in chosen.items() if not any(matches(pattern, name) for pattern in skip)}
         if part != "denoiser":
             treatments = {name: _without_steps(t) for name, t in treatments.items()}
         seen = {} if statistics is None else statistics.components.get(graph.name, {})
         decisions = decide(graph, treatments, seen, scratch)
         if refine is not None and section.reconstruction is not None:
             decisions = refine(graph, decisions)
-        changed |= _written(split, graph, decisions, statistics)
+        changed |= written(split, graph, decisions, statistics)
         layers += layer_report(graph, treatments, decisions)
     return QuantizedSplit(split.with_graphs(changed), tuple(layers))
 
@@ -140,7 +150,8 @@ def _without_steps(treatment: Treatment | None) -> Treatment | None:
     return replace(treatment, activations=replace(treatment.activations, mode="static"))
 
 
-def _written(split: Split, graph: Graph, decisions: Decisions, statistics: Statistics | None) -> dict[str, Graph]:
+def written(split: Split, graph: Graph, decisions: Decisions, statistics: Statistics | None) -> dict[str, Graph]:
+    """Name -> graph: the quantized graph of a component, and the step table if scales go by step."""
     quantized = quantize(graph, decisions.values)
     if quantized.rows is None:
         return {graph.name: quantized.graph}
@@ -159,7 +170,7 @@ def _layer(component: str, site: Site, treatment: Treatment | None, decisions: D
     values = decisions.values.get(site.name)
     note = decisions.skipped.get(site.name) or decisions.notes.get(site.name, "")
     if values is None:
-        words, bits = "16 bits", _KEPT_BITS
+        words, bits = KEPT, _KEPT_BITS
         return Layer(
             component=component, site=site.name, parameters=site.parameters, weights=words, bits=bits, activations="", mode="", note=note
         )
