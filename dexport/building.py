@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def build_bundle(options: BuildOptions, output: Path | None, report: Callable[[str, float | None], None]) -> Path:
     """Builds a bundle, by default MODEL-TARGET.dxb in the current folder, and returns its path; raises like `dexport.build`."""
-    with _export_extra():
+    with export_extra():
         from dexport.exporter.build import build, default_output
 
         return build(options, output or default_output(options), report)
@@ -25,14 +25,14 @@ def build_bundle(options: BuildOptions, output: Path | None, report: Callable[[s
 
 def plan_lines(options: BuildOptions) -> list[str]:
     """What a build would do, in words, without doing it; raises UserError for what it would refuse."""
-    with _export_extra():
+    with export_extra():
         from dexport.exporter.plan import plan
 
         return plan(options).lines()
 
 
 @contextmanager
-def _export_extra() -> Iterator[None]:
+def export_extra() -> Iterator[None]:
     """Turns a missing package of the extra `export` into an error that names it."""
     try:
         yield

@@ -117,12 +117,25 @@ def targets(as_json: bool) -> None:
 @click.option(
     "--golden", type=click.Choice(["auto", "none"]), help="Put inputs and outputs for `dexport selftest` into the bundle.  [default: auto]"
 )
+@click.option("--recipe", metavar="NAME", help="How to quantize: a name of `dexport recipes` or a YAML file.")
+@click.option("--component", "parts", metavar="PART=RECIPE", multiple=True, help="Another recipe for a part, or PART=keep.")
+@click.option("--skip", metavar="LAYER", multiple=True, help="Do not quantize a layer, or all that match 're:PATTERN'.")
+@click.option("--calibration", metavar="PROMPTS.txt", help="One prompt per line to calibrate with.  [default: some of ours]")
+@click.option("--calibration-size", metavar="N", type=click.IntRange(1), help="Pictures to calibrate with.  [default: 32]")
+@click.option("--statistics", metavar="FILE", help="What `dexport calibrate` wrote, instead of calibrating now.")
+@click.option("--budget-bytes", metavar="X", type=click.IntRange(1), help="Most bytes of quantized weights, for mixed precision.")
+@click.option("--average-bits", metavar="B", type=float, help="The same as bits per weight, scales counted.")
+@click.option("--allow-degrade", is_flag=True, default=None, help="Build the nearest that the target can do, and list it.")
+@click.option("--repair", is_flag=True, default=None, help="Keep the fewest layers that make bad pictures good.")
+@click.option("--min-psnr", metavar="DB", type=float, help="Fail below this median PSNR against the unquantized model.")
+@click.option("--min-score", metavar="S", type=float, help="Fail below this mean score of --scorer.")
+@click.option("--scorer", metavar="FILE.py:FUNCTION", help="Scores (prompt, picture); the file is executed.")
 @click.option("--config", metavar="FILE.yaml", type=click.Path(path_type=Path), help="Options from a file; flags override it.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Any option by its name in the file.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and stop.")
 @_common
 def build(output: Path | None, config: Path | None, settings: tuple[str, ...], dry_run: bool, **flags: Any) -> None:
-    """Compile MODEL, a diffusers pipeline directory or a hub id, into a bundle."""
+    """Compile MODEL, a diffusers pipeline directory or a hub id, into a bundle; --recipe quantizes it."""
     from dexport.commands import build_command
 
     build_command({key: value for key, value in flags.items() if value not in (None, ())}, output, config, settings, dry_run)
@@ -152,6 +165,63 @@ def run(**arguments: Any) -> None:
     from dexport.running import RunRequest, run_command
 
     run_command(RunRequest(**arguments))
+
+
+@dexport.command()
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON.")
+@_common
+def recipes(name: str | None, as_json: bool) -> None:
+    """List the ways to quantize, or explain one."""
+    from dexport.commands import show_recipes
+
+    show_recipes(name, as_json)
+
+
+@dexport.command()
+@click.argument("model")
+@click.option("--prompts", metavar="FILE", type=click.Path(path_type=Path), help="One prompt (or class label) per line.")
+@click.option("--steps", metavar="N", type=click.IntRange(1), help="Sampling steps.  [default: the pipeline's]")
+@click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the pipeline's]")
+@click.option("--scheduler", metavar="NAME", help="A scheduler class of diffusers.  [default: the pipeline's]")
+@click.option("--guidance", metavar="G", type=float, help="Guidance scale.  [default: the pipeline's]")
+@click.option(
+    "--sampler",
+    type=click.Choice(["uniform", "ndtc", "tdac", "zero-data"]),
+    default="uniform",
+    show_default=True,
+    help="How the inputs for learned rounding are chosen; zero-data needs no prompts.",
+)
+@click.option("--calibration-size", metavar="N", type=click.IntRange(1), help="Pictures to make.  [default: one per prompt]")
+@click.option("--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of the first picture.")
+@click.option("-o", "--output", metavar="STATISTICS", type=click.Path(path_type=Path), required=True, help="The file to write.")
+@_common
+def calibrate(**arguments: Any) -> None:
+    """Run MODEL on prompts and write what every layer sees at every step, for any recipe; resumes where it was stopped."""
+    from dexport.calibrating import CalibrateRequest, calibrate_command
+
+    calibrate_command(CalibrateRequest(**arguments))
+
+
+@dexport.command()
+@click.argument("reference")
+@click.argument("candidate")
+@click.option("--prompts", metavar="FILE", type=click.Path(path_type=Path), help="One prompt per line.  [default: some of ours]")
+@click.option("--seeds", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Pictures per prompt.")
+@click.option("--steps", metavar="N", type=click.IntRange(1), help="Sampling steps.  [default: what both have]")
+@click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: what both have]")
+@click.option("--guidance", metavar="G", type=float, help="Guidance scale.  [default: the candidate's]")
+@click.option("--scorer", metavar="FILE.py:FUNCTION", help="Scores (prompt, picture); the file is executed.")
+@click.option("-o", "--output", metavar="REPORT.html", type=click.Path(path_type=Path), required=True, help="The report to write.")
+@click.option("--json", "json_output", metavar="FILE", type=click.Path(path_type=Path), help="The same as JSON.")
+@click.option("--write", is_flag=True, help="Put quality and report into the second bundle.")
+@click.option("--trust", is_flag=True, help="Run machine code that was not built here.")
+@_common
+def compare(**arguments: Any) -> None:
+    """Compare two bundles or pipeline directories at the same prompts and seeds."""
+    from dexport.comparing import CompareRequest, compare_command
+
+    compare_command(CompareRequest(**arguments))
 
 
 @dexport.command()

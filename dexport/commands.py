@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dexport.building import build_bundle, plan_lines
+from dexport.building import build_bundle, export_extra, plan_lines
 from dexport.columns import amount, columns
 from dexport.contents import contents
 from dexport.errors import UserError
@@ -49,6 +49,20 @@ def _needs(table: Sequence[Row]) -> list[tuple[str, str]]:
         if row.buildable:
             ids.setdefault(row.needs, []).append(row.id)
     return [(names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}", needs) for needs, names in ids.items()]
+
+
+def show_recipes(name: str | None, as_json: bool) -> None:
+    """Prints the list of recipes, or one of them explained."""
+    with export_extra():
+        from dexport.exporter.recipe_listing import explained, recipe_rows
+
+        rows = [] if name else recipe_rows()
+        facts = list(explained(name)) if name else []
+    if as_json:
+        click.echo(json.dumps(facts if name else [dataclasses.asdict(row) for row in rows], indent=1))
+        return
+    for line in columns(facts if name else [(row.name, row.bits, row.needs, row.summary) for row in rows]):
+        click.echo(line)
 
 
 def build_command(flags: Mapping[str, Any], output: Path | None, config: Path | None, settings: Sequence[str], dry_run: bool) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import safetensors.numpy
@@ -48,12 +50,22 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
     """
     decided = plan(options)
     solvers = {(size, n): probe(decided.scheduler, decided.schedule(size, n)) for size in decided.sizes for n in decided.steps}
-    with BundleWriter(output) as writer, Emitter(writer.directory, decided.target, decided.precision, decided.storage) as emitter:
+    with ExitStack() as stack:
+        writer = stack.enter_context(BundleWriter(output))
+        emitter = stack.enter_context(Emitter(writer.directory, decided.target, decided.precision, decided.storage))
         texts = _write_tokenizers(decided, writer.directory)  # first, as it may refuse the model
         splits = []
         for index, size in enumerate(decided.sizes):
-            report(f"capture {size[0]}x{size[1]}", index / len(decided.sizes) * 0.3)
+            report(f"capture {size[0]}x{size[1]}", index / len(decided.sizes) * 0.1)
             splits.append(split_pipeline(decided, size, [solvers[size, n] for n in decided.steps]))
+        quantized = None
+        if decided.recipe is not None:
+            from dexport.exporter.build_recipe import apply_recipe
+            from dexport.exporter.build_report import with_report
+
+            scratch = Path(stack.enter_context(TemporaryDirectory(prefix="dexport-")))
+            quantized = apply_recipe(decided, splits, solvers, scratch, report)
+            before, splits = splits, [found.split for found in quantized.sizes]
         for index, split in enumerate(splits):
             _emit(decided, split, emitter, first=index == 0, report=report)
         emitter.finish()
@@ -63,8 +75,11 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
         if options.golden == "auto":
             report("golden inputs and outputs", 0.85)
             golden = _golden(decided, splits[0], programs[0], texts, writer.directory)
+        manifest = _manifest(decided, splits[0], emitter, programs, texts, golden)
+        if quantized is not None:
+            manifest = with_report(manifest, decided, before[0], quantized, writer.directory)
         report("pack", 0.95)
-        path = writer.finish(_manifest(decided, splits[0], emitter, programs, texts, golden))
+        path = writer.finish(manifest)
     _trust_own_code(path)
     report("done", 1.0)
     return path

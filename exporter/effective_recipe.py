@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from dexport.errors import UserError
 from dexport.exporter.options import BuildOptions
-from dexport.exporter.quantized_forms import exact, nearest
 from dexport.passes.quantization.recipe import SECTIONS, Recipe, Section, Treatment, WeightSpec
 from dexport.passes.quantization.recipe_file import find_recipe
 from dexport.targets.target import Target
@@ -32,6 +31,12 @@ class EffectiveRecipe:
 
     recipe: Recipe
     degraded: tuple[Degraded, ...]
+
+    def lines(self) -> list[str]:
+        """The recipe in words, for --dry-run."""
+        sections = [f"{name}: {describe(section.default)}" for name, section in self.recipe.sections.items()]
+        degraded = [f"degraded   {d.section}: {d.asked} to {d.built} ({d.reason})" for d in self.degraded]
+        return [f"recipe     {self.recipe.name}; {'; '.join(sections)}", *degraded]
 
 
 def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe | None:
@@ -98,6 +103,8 @@ def _changed(section: Section, change: Callable[[Treatment | None], Treatment | 
 
 
 def _legal(target: Target, section: str, treatment: Treatment, allow: bool, degraded: list[Degraded]) -> Treatment:
+    from dexport.exporter.quantized_forms import exact, nearest
+
     answer = exact(target, treatment)
     if answer:
         return treatment

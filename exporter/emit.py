@@ -107,7 +107,9 @@ class Emitter:
             self._weights[graph.name] = self._open.enter_context(WeightFile(path))
         weights = self._weights[graph.name]
         path = self.directory / _FOLDER / f"{stem}.onnx"
-        written = onnx_from_graph(graph, path, opset=self.target.onnx_opset, weights=weights, storage=self._stored())
+        written = onnx_from_graph(
+            graph, path, opset=self.target.onnx_opset, weights=weights, storage=self._stored(), backend=self.target.backend
+        )
         weights.flush()
         return written
 

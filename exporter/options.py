@@ -12,7 +12,8 @@ from typing import Any
 from dexport.errors import UserError
 
 Size = tuple[int, int]
-_OF_A_RECIPE = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits", "allow_degrade")
+_OF_A_RECIPE = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits")
+_OF_A_RECIPE += ("allow_degrade", "repair", "min_psnr", "min_score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class BuildOptions:
         budget_bytes: most bytes that the denoiser's quantized weights may take, for recipes with mixed precision.
         average_bits: the same as bits per weight, scales counted.
         allow_degrade: build what the target can do where it cannot do exactly what the recipe says, and list it.
+        repair: keep the fewest layers in `precision` that make broken or bad pictures good, instead of failing.
         min_psnr: fail if the median PSNR against the unquantized model is below, in dB.
         min_score: fail if the mean score of the pictures is below.
         scorer: "FILE.py:FUNCTION", called with (prompt, picture), for `min_score` and the report.
@@ -70,6 +72,7 @@ class BuildOptions:
     budget_bytes: int | None = None
     average_bits: float | None = None
     allow_degrade: bool = False
+    repair: bool = False
     min_psnr: float | None = None
     min_score: float | None = None
     scorer: str | None = None
@@ -157,7 +160,7 @@ def _converted(key: str, value: Any, where: str) -> Any:
             case "guidance_interval":
                 low, high = (float(v) for v in _list(value))
                 return low, high
-            case "guidance_batching" | "allow_degrade":
+            case "guidance_batching" | "allow_degrade" | "repair":
                 return value if isinstance(value, bool) else {"true": True, "on": True, "false": False, "off": False}[str(value).lower()]
             case "batch" | "frames" | "calibration_size" | "budget_bytes" | "quality_prompts":
                 return int(value)

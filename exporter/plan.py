@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dexport.errors import UserError
+from dexport.exporter.effective_recipe import EffectiveRecipe, effective_recipe
 from dexport.exporter.lora import Lora, open_lora, parse_lora
 from dexport.exporter.options import BuildOptions, Size
 from dexport.exporter.pipelines import open_directory
@@ -33,6 +34,7 @@ class Plan:
     Attributes:
         dtype: of weights and activations in the captured graphs.
         storage: of the weights in the bundle.
+        recipe: how to quantize, None to leave everything in `precision`.
         scheduler: a diffusers scheduler, as the pipeline or the option says.
     """
 
@@ -48,6 +50,7 @@ class Plan:
     scheduler: Any
     guidance: float
     loras: tuple[Lora, ...]
+    recipe: EffectiveRecipe | None
 
     @property
     def guided(self) -> bool:
@@ -71,6 +74,7 @@ class Plan:
             f"sampling   {type(self.scheduler).__name__}, steps {', '.join(map(str, self.steps))}",
             f"guidance   {self.pipeline.guidance.kind}, default {self.guidance:g}",
             *(f"lora       {lora.file.path} at {lora.file.scale:g}" for lora in self.loras),
+            *(self.recipe.lines() if self.recipe is not None else ()),
         ]
 
 
@@ -103,6 +107,7 @@ def plan(options: BuildOptions) -> Plan:
         scheduler=_scheduler(options.scheduler, directory / pipeline.scheduler_folder, pipeline.scheduler_settings),
         guidance=pipeline.guidance.default if options.guidance is None else options.guidance,
         loras=tuple(open_lora(parse_lora(text), directory, pipeline.class_name) for text in options.loras),
+        recipe=effective_recipe(options, target),
     )
 
 

@@ -7,7 +7,8 @@ point, ties to even, and saturates at the ends of the grid. There are three kind
     eXmY                            sign, X exponent bits, Y mantissa bits, subnormals, bias 2^(X-1) - 1, no infinity, no NaN
     e4m3 e5m2                       as above with the codes that the 8-bit standard reserves taken away (largest 448 and 57344)
 
-Two identities that recipes use (FP4DiT, arXiv 2503.15465, section 3): e1m2 is a symmetric integer grid of 15 levels, and e3m0 are powers of two.
+Two identities that recipes use (FP4DiT, arXiv 2503.15465, section 3): e1m2 is a symmetric integer grid of 15 levels, e3m0 are powers of
+two.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Statistics of an activation after what is done to it: multiplied, rotated, some channels picked, leading tokens left out.
 
-Extremes per channel are exact after a product or a choice of channels. Where channels mix (rotation) and for histograms the reservoir's rows are
-transformed instead.
+Extremes per channel are exact after a product or a choice of channels. Where channels mix (rotation), and for histograms, the reservoir's
+rows are transformed instead.
 
 Notation: T steps, C channels, R rows, B bins.
 """

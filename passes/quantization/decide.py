@@ -1,7 +1,7 @@
 """Decide: a recipe's treatments and the statistics of a graph become values for every site.
 
-In the order that the methods need, each working on what the one before left: token bypass, balancing, rotation, low-rank branch, split into
-groups, ranges, rounding. A site that cannot be treated as asked is skipped with the reason; a block that does not divide the inputs becomes the
+In the order that the methods need, each working on what the one before left: token bypass, balancing, rotation, low-rank branch, split
+into groups, ranges, rounding. A site that cannot be treated as asked is skipped with the reason; a block that does not divide the inputs becomes the
 largest one that does.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from dexport.passes.quantization.groups import channel_groups, outlier_tokens, token_groups
 from torch import fx
 
 from dexport.passes.graph import Graph, Weight, value
@@ -19,7 +20,6 @@ from dexport.passes.quantization.after import after
 from dexport.passes.quantization.balancing import multipliers
 from dexport.passes.quantization.branch import Branched, branched
 from dexport.passes.quantization.gptq import gptq
-from dexport.passes.quantization.groups import channel_groups, outlier_tokens, token_groups
 from dexport.passes.quantization.parts import RealWeight, Rounding, quantized_part
 from dexport.passes.quantization.recipe import MICRO_FORMATS, ActivationSpec, Treatment, WeightSpec
 from dexport.passes.quantization.rotation import random_signs, rotate, rotated_weight

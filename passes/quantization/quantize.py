@@ -3,8 +3,8 @@
     linear(x, W, bias)  ->  quantized_linear(rotate(x * m), codes(rotate(W / m)), ...) + bias [+ up(down(rotate(x * m)))]
 
 In the order of `SiteValues`: leading tokens may bypass, channels are multiplied, rotated, perhaps split into groups with a scale of their
-own (whose products are summed), and a low-rank branch is added. The bias belongs to the first part. Sites that read one value with the same multiplier and signs share
-the products. Nodes carry their site in `meta["site"]`.
+own (whose products are summed), and a low-rank branch is added. The bias belongs to the first part. Sites that read one value with the
+same multiplier and signs share the products. Nodes carry their site in `meta["site"]`.
 
 Scales of a step table come in through one more input, `step_values_quantization` [1, K]; the rows for the calibrated steps are returned.
 """
@@ -126,12 +126,16 @@ class _Rewriter:
     def _prepared(self, site: Site, x: fx.Node, decided: SiteValues) -> fx.Node:
         """x multiplied and rotated."""
         if (m := decided.multiplier) is not None:
-            x = self._once((x, id(m)), lambda before=x: self._call(aten.mul.Tensor, before, self._real(f"{site.name}.multiplier", m, before)))
+            x = self._once((x, id(m)), lambda before=x: self._multiplied(site, before, m))
         if (signs := decided.signs) is not None:
-            x = self._once(
-                (x, id(signs)), lambda before=x: rotation_nodes(self._nodes, before, signs, lambda n, t: self._real(f"{site.name}.{n}", t, before))
-            )
+            x = self._once((x, signs.numel()), lambda before=x: self._rotated(site, before, signs))
         return x
+
+    def _multiplied(self, site: Site, x: fx.Node, m: torch.Tensor) -> fx.Node:
+        return self._call(aten.mul.Tensor, x, self._real(f"{site.name}.multiplier", m, x))
+
+    def _rotated(self, site: Site, x: fx.Node, signs: torch.Tensor) -> fx.Node:
+        return rotation_nodes(self._nodes, x, signs, lambda name, tensor: self._real(f"{site.name}.{name}", tensor, x))
 
     def _picked(self, x: fx.Node, channels: tuple[int, ...] | None) -> fx.Node:
         """The channels of a part: a slice where they are neighbours, else an index."""
@@ -195,7 +199,8 @@ class _Rewriter:
 
         def cut() -> fx.Node:
             piece = self._call(aten.slice.Tensor, packed, 1, start, start + tensor[0].numel())
-            shaped = piece if tensor.dim() <= 2 and tensor[0].numel() in (1, value(x).shape[-1]) else self._call(aten.reshape.default, piece, [-1, 1])
+            per_channel = tensor[0].numel() in (1, value(x).shape[-1])
+            shaped = piece if per_channel else self._call(aten.reshape.default, piece, [-1, 1])
             return shaped if dtype is torch.float32 else self._call(aten._to_copy.default, shaped, dtype=dtype)
 
         return self._once((id(tensor), dtype), cut)

@@ -89,7 +89,8 @@ def channel_axis(kind: Literal["linear", "conv"]) -> int:
 def ends(graph: Graph) -> frozenset[str]:
     """Names of the first sites that the latent meets and of the last before the output: those that most recipes keep."""
     named = {site.node: site.name for site in sites(graph)}
-    latent = [n for p, n in zip(graph.inputs, graph.placeholders().values()) if Kind.LATENT in p.kinds] or list(graph.placeholders().values())
+    entering = list(graph.placeholders().values())
+    latent = [node for port, node in zip(graph.inputs, entering) if Kind.LATENT in port.kinds] or entering
     result = next(n for n in graph.module.graph.nodes if n.op == "output")
     first = _nearest(latent, lambda node: node.users, named)
     last = _nearest([result], lambda node: node.all_input_nodes, named)

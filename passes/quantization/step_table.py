@@ -28,9 +28,8 @@ def with_step_values(table: Graph | None, name: str, timesteps: torch.Tensor, va
     with nodes.inserting_before(result):
         known = nodes.get_attr("quantization_timesteps")
         rows = nodes.get_attr(QUANTIZATION_VALUES)
-        gap = nodes.call_function(
-            aten.sub.Tensor, (nodes.call_function(aten.unsqueeze.default, (timestep, 1)), nodes.call_function(aten.unsqueeze.default, (known, 0)))
-        )
+        wanted, there = (nodes.call_function(aten.unsqueeze.default, pair) for pair in ((timestep, 1), (known, 0)))
+        gap = nodes.call_function(aten.sub.Tensor, (wanted, there))
         nearest = nodes.call_function(aten.argmin.default, (nodes.call_function(aten.abs.default, (gap,)), 1))
         chosen = nodes.call_function(aten.index_select.default, (rows, 0, nearest))
     result.args = ((*result.args[0], chosen),)

@@ -2,8 +2,8 @@
 
     y = conv(Q(x), W) + bias               W = decode(weight) * weight_scale
 
-Q rounds to `activation_format` with a constant scale (static), the scale of the sampling step (table), or one per picture (dynamic). There is
-no centre: the zeros of the padding would have to move with it.
+Q rounds to `activation_format` with a constant scale (static), the scale of the sampling step (table), or one per picture (dynamic).
+There is no centre: the zeros of the padding would have to move with it.
 
 Notation: B pictures, I input channels, O output channels, K... the kernel's one to three spatial sizes.
 
@@ -15,8 +15,6 @@ Notation: B pictures, I input channels, O output channels, K... the kernel's one
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
