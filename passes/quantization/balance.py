@@ -2,7 +2,7 @@
 
     smoothquant   m = max|W|^(1 - alpha) / max|X|^alpha        SmoothQuant, arXiv 2211.10438, equation 4, where s = 1 / m
     vidit-q       m = max|W|^alpha / max|X|^(1 - alpha)        ViDiT-Q, arXiv 2406.02540, published configurations of the ICLR version
-    search        m = max|W|^b / max|X|^a, the best of 39      SVDQuant, arXiv 2411.05007, section 4
+    search        m = max|W|^b / max|X|^a, the best of 39      SVDQuant, arXiv 2411.05007
 
 The two conventions are one formula with opposite exponents: ViDiT-Q's first version wrote SmoothQuant's (W4A8: alpha = 0.11), its last
 the other (PixArt: alpha = 0.99, which is SmoothQuant's 0.01). A recipe says which one its number means.
