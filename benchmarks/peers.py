@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -61,7 +62,13 @@ def onnx_peers(example: Example, folder: Path) -> Iterator[Maker]:
         yield partial(peers_nncf.nncf_int8, example, folder, nodes, recorded, only_loop)
 
 
-def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch: int, mapper: Any) -> Iterator[dict[str, Any]]:
+def called(make: Maker) -> str:
+    """What a peer is called before it is made: its function and its last argument."""
+    last = make.args[-1]
+    return f"{make.func.__name__} {last}" if isinstance(last, str | int) else make.func.__name__
+
+
+def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch: int, mapper: Any, only: str) -> Iterator[dict[str, Any]]:
     """A row for the unquantized model, then one per peer; a peer that fails is reported on stderr and has a row that says so."""
     text = embedded(example, prompts)
     reference = sample(example, torch_denoiser(example.transformer), text, batch)
@@ -77,7 +84,7 @@ def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch
         **measured(reference.pictures, cosine, score, reference.pictures, score),
         **facts,
     }
-    for make in makers:
+    for make in (make for make in makers if re.search(only, called(make))):
         began = time.perf_counter()
         try:
             with torch.no_grad():
@@ -86,7 +93,7 @@ def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch
             samples = sample(example, peer.denoiser, text, peer.batch or batch)
         except Exception as error:
             traceback.print_exc()
-            yield {"peer": f"{make.func.__name__} {make.args[-1]}", "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+            yield {"peer": called(make), "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
         print(
             f"{peer.name}: quantized in {ready - began:.0f} s, sampled in {time.perf_counter() - ready:.0f} s", file=sys.stderr, flush=True
@@ -96,6 +103,15 @@ def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch
         yield {"peer": peer.name, "weights": peer.weights, "activations": peer.activations, "bits": peer.bits, **columns, **facts}
 
 
+def keep(rows: list[dict[str, Any]], path: Path | None, new: Iterator[dict[str, Any]]) -> None:
+    """Appends rows, and writes all of them after each, so that a run that is cut short has what it measured."""
+    for row in new:
+        rows.append(row)
+        if path:
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+            print(json.dumps(row), flush=True)
+
+
 def main() -> int:
     """1 if a peer failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,6 +119,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="of the torch group")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--batch", type=int, help="pictures at a time in the torch group")
+    parser.add_argument("--only", default="", help="a regular expression that is found in what a peer is called here, such as 'naive|FP8'")
     parser.add_argument("--rows", type=Path, help="write the rows here instead of results/peers.json")
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="rows written before by --rows, put first")
     arguments = parser.parse_args()
@@ -114,14 +131,11 @@ def main() -> int:
         if arguments.group in ("torch", "all"):
             example = open_example(arguments.device)
             batch = arguments.batch or (512 if arguments.device.startswith("cuda") else 16)
-            rows += rows_of(example, torch_peers(example, batch), prompts, batch, mapper)
+            keep(rows, arguments.rows, rows_of(example, torch_peers(example, batch), prompts, batch, mapper, arguments.only))
         if arguments.group in ("onnx", "all"):
             example = open_example("cpu")
-            rows += rows_of(example, onnx_peers(example, Path(folder)), prompts, 8, mapper)
-    if arguments.rows:
-        arguments.rows.write_text(json.dumps(rows, indent=1) + "\n")
-        print(json.dumps(rows))
-    else:
+            keep(rows, arguments.rows, rows_of(example, onnx_peers(example, Path(folder)), prompts, 8, mapper, arguments.only))
+    if not arguments.rows:
         from provenance import write_result
 
         write_result("peers", 0, rows, "shapes-t2i, held-out prompts, 20 steps, guidance 4.0; PSNR and SSIM on the first 64 against fp32")
