@@ -10,7 +10,7 @@ from dexport.columns import amount, columns
 from dexport.runtime.manifest import Component, JsonObject, Manifest, Port, Variant
 from dexport.runtime.strict_json import shown
 
-_MOST_LISTED = 8
+_MOST_LISTED, _MOST_NAMED = 8, 4
 """Values moved out of the loop, islands and the like are counted beyond this many; `--json` has all."""
 
 
@@ -25,6 +25,7 @@ def contents(manifest: Manifest, path: Path) -> Iterator[str]:
         yield row
         for name, detail in _component_details(component):
             yield f"    {name}: {detail}"
+    yield from _quantization(manifest.recipe or {})
     yield from _hoisting(manifest.hoisting)
     yield "programs"
     yield from columns([_program_row(manifest, index) for index in range(len(manifest.programs))], indent="  ")
@@ -44,7 +45,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for text in manifest.text:
         yield "text", f"{text['name']}: {text['length']} tokens"
     if manifest.recipe is not None:
-        yield "recipe", _flat(manifest.recipe)
+        yield "recipe", f"{shown(str(manifest.recipe.get('name')))}: {shown(str(manifest.recipe.get('summary')), 300)}"
 
 
 def _component_row(name: str, component: Component, manifest: Manifest) -> tuple[str, ...]:
@@ -101,6 +102,33 @@ def _hoisting(hoisting: JsonObject) -> Iterator[str]:
         yield "  kept in the loop: " + _listed([shown(reason) for reason in reasons])
 
 
+def _quantization(recipe: JsonObject) -> Iterator[str]:
+    """The bit map: per component one row per kind of layer, then what was skipped, degraded or repaired."""
+    layers = [layer for layer in recipe.get("layers") or [] if isinstance(layer, dict)]
+    if not layers:
+        return
+    yield "quantization"
+    kinds: dict[tuple[str, str], list[JsonObject]] = {}
+    for layer in layers:
+        what = f"{layer.get('weights')} weights"
+        if layer.get("activations"):
+            what += f", {layer.get('activations')} {layer.get('mode')} activations"
+        kinds.setdefault((str(layer.get("component")), what), []).append(layer)
+    yield from columns([_kind_row(component, what, members) for (component, what), members in kinds.items()], indent="  ")
+    for component, bits in (recipe.get("average_bits") or {}).items():
+        if isinstance(bits, int | float):
+            yield f"  {shown(component)}: {bits:.3g} bits per weight, scales and kept layers counted"
+    for title in ("degraded", "repaired"):
+        if found := recipe.get(title):
+            yield f"  {title}: {_listed([shown(str(entry)) for entry in found])}"
+
+
+def _kind_row(component: str, what: str, layers: list[JsonObject]) -> tuple[str, ...]:
+    names = _listed([shown(str(layer.get("site"))) for layer in layers]) if len(layers) <= _MOST_NAMED else ""
+    parameters = sum(int(layer.get("parameters", 0)) for layer in layers)
+    return shown(component), shown(what), f"{len(layers)} layers", f"{amount(parameters)} weights", names
+
+
 def _program_row(manifest: Manifest, index: int) -> tuple[str, ...]:
     program = manifest.programs[index]
     start = f"from step {program.start_step}" if program.start_step else ""
@@ -114,7 +142,13 @@ def _golden(manifest: Manifest) -> Iterator[str]:
         yield from columns([(golden.component, f"tolerance {golden.tolerance:g}") for golden in manifest.golden], indent="  ")
     else:
         yield "golden    none: `dexport selftest` has nothing to compare"
-    yield f"quality   {_flat(manifest.quality) if manifest.quality else 'not measured'}"
+    yield f"quality   {_quality(manifest.quality) if manifest.quality else 'not measured'}"
+
+
+def _quality(quality: JsonObject) -> str:
+    """The figures that fit a line; the report has the rest."""
+    kept = {key: quality.get(key) for key in ("pictures", "psnr", "ssim", "score")}
+    return f"{_flat(kept)} (against the unquantized model; see the report)"
 
 
 def _listed(items: list[str]) -> str:
