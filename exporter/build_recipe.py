@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dexport.exporter.mixed_precision import allocate_treatments
-from dexport.exporter.reconstruction import refine
-
 from dexport.errors import Failure
 from dexport.exporter.calibration import calibrate
 from dexport.exporter.calibration_request import CalibrationRequest, Conditions, calibration_conditions
@@ -19,7 +16,8 @@ from dexport.exporter.options import Size
 from dexport.exporter.plan import Plan
 from dexport.exporter.prompts import read_prompts
 from dexport.exporter.quality import Quality, measure
-from dexport.exporter.quantization import QuantizedSplit, quantized_split
+from dexport.exporter.quantization import QuantizedSplit
+from dexport.exporter.quantizer import find_quantizer
 from dexport.exporter.report.data import Pair, pairs_of
 from dexport.exporter.scorer import load_scorer, scores
 from dexport.exporter.sigmas import sigmas
@@ -29,13 +27,12 @@ from dexport.exporter.source import source_hash
 from dexport.exporter.split import Split
 from dexport.exporter.torch_pipeline import Run, TorchPipeline, torch_pipeline
 from dexport.passes.quantization.matching import check_statistics, match_schedule
-from dexport.passes.quantization.recipe import Recipe, Treatment
+from dexport.passes.quantization.recipe import Recipe
 from dexport.passes.quantization.samplers import Sampler
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.statistics import Statistics, load_statistics
 
 Report = Callable[[str, float | None], None]
-Overrides = Mapping[str, Mapping[str, Treatment | None]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,9 @@ class _Application:
         self._pipeline = torch_pipeline(decided, splits[0], solvers[splits[0].size, decided.steps[0]])
         self._conditions = _conditions(decided)
         self._statistics = self._statistics_for(self._effective.recipe, solvers) if self._effective.recipe.calibrated else None
-        self._overrides = self._allocated()
+        self._quantizer = find_quantizer(
+            self._pipeline, self._effective.recipe, self._statistics, scratch, options=decided.options, report=report
+        )
         self._judges = decided.options.quality_prompts > 0 and fits(tuple(splits[0].graphs()))
         self._reference: Run | None = None
 
@@ -118,26 +117,11 @@ class _Application:
                 match_schedule(statistics.schedule, solver.timesteps, levels, options.statistics)
         return statistics
 
-    def _allocated(self) -> Overrides:
-        """What the allocator chose for the layers of the loop; nothing for recipes of one precision."""
-        section = self._effective.recipe.section("denoiser")
-        if section is None or section.mixed_precision is None or self._statistics is None:
-            return {}
-        self._report("allocate bits", None)
-        return allocate_treatments(self._pipeline, self._effective.recipe, self._statistics, self._plan.options, self._scratch)
-
     def _quantized(self, skip: tuple[str, ...]) -> tuple[QuantizedSplit, ...]:
-        recipe = self._effective.recipe
-        section = recipe.section("denoiser")
-        learned = None
-        if section is not None and section.reconstruction is not None and self._statistics is not None:
-            learned = refine(self._pipeline, self._statistics, section.reconstruction, self._scratch, self._report)
         found = []
         for split in self._splits:
             self._report(f"quantize {split.size[0]}x{split.size[1]}", None)
-            found.append(
-                quantized_split(split, recipe, self._statistics, self._scratch, skip=skip, overrides=self._overrides, refine=learned)
-            )
+            found.append(self._quantizer.split(split, skip))
         return tuple(found)
 
     def _judge(self, quantized: QuantizedSplit) -> Judged:
@@ -171,14 +155,7 @@ class _Application:
         treated = [layer.site for layer in quantized.layers if layer.bits < 16]
 
         def evaluate(kept: frozenset[str]) -> Verdict:
-            trial = quantized_split(
-                self._splits[0],
-                self._effective.recipe,
-                self._statistics,
-                self._scratch,
-                skip=(*self._plan.options.skip, *kept),
-                overrides=self._overrides,
-            )
+            trial = self._quantizer.split(self._splits[0], (*self._plan.options.skip, *kept))
             try:
                 judged = self._judge(trial)
             except Failure as still:

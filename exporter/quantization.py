@@ -69,6 +69,10 @@ class QuantizedSplit:
         total = sum(layer.parameters for layer in found)
         return sum(layer.bits * layer.parameters for layer in found) / total if total else None
 
+    def weight_bytes(self, component: str) -> int:
+        """Bytes of the weights of a component's linears and convolutions, scales and branches counted; what is kept has 16 bits."""
+        return round(sum(layer.bits * layer.parameters for layer in self.layers if layer.component == component) / 8)
+
 
 def treatments_of(graph: Graph, section: Section, skip: Sequence[str], where: str) -> dict[str, Treatment | None]:
     """Site -> treatment in a section, with the layers that the user skips kept.

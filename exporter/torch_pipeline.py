@@ -76,7 +76,13 @@ class TorchPipeline:
         return replace(self, split=self.split.map(lambda g: g if g.name == kept else materialise(g, device)), device=device)
 
     def run(
-        self, conditions: Sequence[str] | Sequence[int], seeds: Sequence[int], *, guidance: float | None = None, watch: Watch | None = None
+        self,
+        conditions: Sequence[str] | Sequence[int],
+        seeds: Sequence[int],
+        *,
+        guidance: float | None = None,
+        watch: Watch | None = None,
+        batch: int = _BATCH,
     ) -> Run:
         """Makes one picture per condition (prompts, or class labels for a pipeline without text).
 
@@ -84,12 +90,13 @@ class TorchPipeline:
             seeds: one per picture; the noise is that of `torch.Generator("cpu").manual_seed(seed)`.
             guidance: guidance scale; None takes the plan's.
             watch: sees the value of every node of every component.
+            batch: pictures at a time.
 
         Raises:
             UserError: the wrong kind of condition.
             Failure: a component gave NaN or Inf.
         """
-        parts = [self._run(conditions[i : i + _BATCH], seeds[i : i + _BATCH], guidance, watch) for i in range(0, len(conditions), _BATCH)]
+        parts = [self._run(conditions[i : i + batch], seeds[i : i + batch], guidance, watch) for i in range(0, len(conditions), batch)]
         return Run(np.concatenate([p.pictures for p in parts]), np.concatenate([p.latents for p in parts], axis=1))
 
     def _run(self, conditions: Sequence[Any], seeds: Sequence[int], guidance: float | None, watch: Watch | None) -> Run:

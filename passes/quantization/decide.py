@@ -1,8 +1,8 @@
 """Decide: a recipe's treatments and the statistics of a graph become values for every site.
 
 In the order that the methods need, each working on what the one before left: token bypass, balancing, rotation, low-rank branch, split
-into groups, ranges, rounding. A site that cannot be treated as asked is skipped with the reason; a block that does not divide the inputs becomes the
-largest one that does.
+into groups, ranges, rounding. A site that cannot be treated as asked is skipped with the reason; a block that does not divide the inputs
+becomes the largest one that does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from dexport.passes.quantization.groups import channel_groups, outlier_tokens, token_groups
 from torch import fx
 
 from dexport.passes.graph import Graph, Weight, value
@@ -20,6 +19,8 @@ from dexport.passes.quantization.after import after
 from dexport.passes.quantization.balancing import multipliers
 from dexport.passes.quantization.branch import Branched, branched
 from dexport.passes.quantization.gptq import gptq
+from dexport.passes.quantization.grouping import channel_groups, token_groups
+from dexport.passes.quantization.groups import outlier_tokens
 from dexport.passes.quantization.parts import RealWeight, Rounding, quantized_part
 from dexport.passes.quantization.recipe import MICRO_FORMATS, ActivationSpec, Treatment, WeightSpec
 from dexport.passes.quantization.rotation import random_signs, rotate, rotated_weight
@@ -160,8 +161,9 @@ class _Site:
         activations = self._treatment.activations
         if activations is None or "groups" not in activations.granularity or self._seen is None:
             return [None]
-        found = channel_groups(self._seen_after(None), activations)
-        return list(found) if found else [None]
+        seen = self._seen_after(None)
+        assert seen is not None
+        return list(channel_groups(seen, activations)) or [None]
 
     def _part(self, weight: RealWeight, channels: tuple[int, ...] | None) -> QuantizedPart:
         spec, activations = self._treatment.weights, self._treatment.activations
@@ -204,8 +206,8 @@ def activation_values(spec: ActivationSpec, seen: SiteStatistics | None) -> Acti
     if not spec.calibrated:
         return ActivationValues(format, spec.mode, block, micro)
     assert seen is not None
-    if "token-groups" in spec.granularity or ("groups" in spec.granularity and seen.token_minimum is not None):
-        return token_groups(seen, spec)
+    if (grouped := token_groups(seen, spec)) is not None:
+        return grouped
     found = activation_range(seen, replace(spec, granularity="token" if spec.granularity == "token" else "tensor"))
     return ActivationValues(found.format, spec.mode, block, micro, found.scale, found.centre)
 
@@ -213,7 +215,9 @@ def activation_values(spec: ActivationSpec, seen: SiteStatistics | None) -> Acti
 def _bypass(treatment: Treatment, seen: SiteStatistics | None) -> int:
     if treatment.bypass_tokens != "auto":
         return int(treatment.bypass_tokens)
-    return 0 if seen is None or seen.token_minimum is None else outlier_tokens(seen)
+    if seen is None or seen.token_minimum is None or seen.token_maximum is None:
+        return 0
+    return outlier_tokens(seen.token_minimum, seen.token_maximum)
 
 
 def _pieces(source: fx.Node, site: Site) -> list[tuple[int, ...]]:
