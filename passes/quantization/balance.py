@@ -120,7 +120,7 @@ def range_of_steps(steps: int, ranges: Sequence[float]) -> torch.Tensor:
         raise ValueError(f"ranges {list(ranges)}: expected fractions that rise and end with 1")
     middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
     found = torch.searchsorted(torch.tensor(ranges, dtype=torch.float64), middles)
-    if len(found.unique()) != len(ranges):
+    if len(set(found.tolist())) != len(ranges):
         raise ValueError(f"ranges {list(ranges)}: some have none of the {steps} steps")
     return found
 

@@ -49,7 +49,8 @@ def _factor(rows: torch.Tensor, damping: float) -> torch.Tensor:
     diagonal += damping * diagonal.mean()
     diagonal[diagonal == 0] = 1  # rows of zeros: nothing depends on the weight
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()
 
 
 def _compensated(weight: torch.Tensor, factor: torch.Tensor, grid: WeightGrid, steps: torch.Tensor, block: int) -> torch.Tensor:

@@ -67,7 +67,7 @@ def group(minimum: torch.Tensor, maximum: torch.Tensor, count: int) -> Groups:
     points = torch.stack([minimum.double(), maximum.double()], 1)
     ids = _k_means(points, _far_apart(points, count))
     # Groups by their largest magnitude; empty ones vanish.
-    found = ids.unique()
+    found = torch.unique(ids)
     absmax = points.abs().amax(1)
     order = torch.stack([absmax[ids == k].amax() for k in found]).argsort()
     ranks = torch.empty(int(found.max()) + 1, dtype=torch.int64, device=ids.device)

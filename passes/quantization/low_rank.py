@@ -110,11 +110,12 @@ def low_rank_split_shared(
     sizes = [weight.shape[0] for weight in weights]
 
     def quantize_each(residual: torch.Tensor) -> torch.Tensor:
-        return torch.cat([quantize(part) for part in residual.split(sizes)])
+        return torch.cat([quantize(part) for part in torch.split(residual, sizes)])
 
     whole = low_rank_split(torch.cat([w.float() for w in weights]), rank, iterations, quantize_each, rows, activations, dtype)
     return tuple(
-        LowRank(whole.down, up, residual, whole.errors) for up, residual in zip(whole.up.split(sizes), whole.residual.split(sizes))
+        LowRank(whole.down, up, residual, whole.errors)
+        for up, residual in zip(torch.split(whole.up, sizes), torch.split(whole.residual, sizes))
     )
 
 
@@ -170,7 +171,7 @@ def _leading_outputs(matrix: torch.Tensor, width: int, basis: torch.Tensor | Non
         powers = _POWER_ITERATIONS
     else:
         start, powers = basis, _POWER_ITERATIONS // 3
-    q = torch.linalg.qr(matrix @ start).Q
+    q: torch.Tensor = torch.linalg.qr(matrix @ start).Q
     for _ in range(powers):
         q = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ q).Q).Q
     return q

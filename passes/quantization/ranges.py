@@ -47,7 +47,7 @@ def weight_scale(weight: torch.Tensor, number: Format, granularity: str, range: 
         ValueError: I is no multiple of N, the weight of "block-N" has a kernel, or an unknown granularity or range.
     """
     groups, shape = _groups(weight.float(), granularity)
-    pieces = groups.split(max(1, _PIECE // groups.shape[1]))
+    pieces = torch.split(groups, max(1, _PIECE // groups.shape[1]))
     return torch.cat([_scale(piece, number, range) for piece in pieces]).reshape(shape)
 
 
@@ -74,7 +74,7 @@ def group_error(groups: torch.Tensor, scale: torch.Tensor, number: Format, power
     """sum |x - scale * round(x / scale)|^power of every group, [G, n] and [G] -> [G]."""
     total = torch.zeros_like(scale)
     columns = max(1, _PIECE // groups.shape[0])
-    for piece in groups.split(columns, 1):
+    for piece in torch.split(groups, columns, 1):
         error = (number.round(piece / scale[:, None]) * scale[:, None]).sub_(piece).abs_()
         total += (error.square_() if power == 2 else error.log2_().mul_(power).exp2_()).sum(1)  # pow is half as fast
     return total

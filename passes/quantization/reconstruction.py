@@ -232,7 +232,7 @@ def _error(
     """`_loss` over all samples with hard rounding and nothing dropped."""
     trial = Trial({name: dequantize(weight) for name, weight in weights.items()}, scales, lambda exact, rounded: rounded)
     count, own, whole = fit.targets.output.shape[0], 0.0, 0.0
-    for index in torch.arange(count, device=fit.targets.output.device).split(spec.batch):
+    for index in torch.split(torch.arange(count, device=fit.targets.output.device), spec.batch):
         one, both = _loss(fit, index, trial, spec.inner)
         own += float(one) * len(index) / count
         whole += float(both) * len(index) / count

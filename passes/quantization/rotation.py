@@ -84,9 +84,10 @@ def rotate(x: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
         ValueError: see `hadamard_factors`.
     """
     small, large = (factor.to(x.device) for factor in rotation_factors(x.shape[-1]))
-    spread = (x.float() * signs.to(x.device)).unflatten(-1, (small.shape[0], large.shape[0]))
+    spread = torch.unflatten(x.float() * signs.to(x.device), -1, (small.shape[0], large.shape[0]))
     # (a (x) b) as a product: the small matrix acts on the slow axis, the large one on the fast axis.
-    return (small.T @ (spread @ large)).flatten(-2).to(x.dtype)
+    turned: torch.Tensor = small.T @ (spread @ large)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def rotated_weight(weight: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:

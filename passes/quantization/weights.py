@@ -129,7 +129,7 @@ def encode(weight: torch.Tensor, grid: WeightGrid) -> QuantizedWeight:
     number = grid.number
     outputs = max(1, 2**22 // max(1, weight[0].numel()))
     steps = grid.steps(weight.shape[1]).expand(weight.shape[0], *[-1] * (weight.dim() - 1))
-    codes = [number.encode(number.round(w.float() / s)) for w, s in zip(weight.split(outputs), steps.split(outputs))]
+    codes = [number.encode(number.round(w.float() / s)) for w, s in zip(torch.split(weight, outputs), torch.split(steps, outputs))]
     return QuantizedWeight(torch.cat(codes), grid.scale, grid.coarse, grid.format)
 
 
@@ -175,7 +175,7 @@ def _micro_grid(weight: torch.Tensor, spec: WeightSpec) -> WeightGrid:
     """The same rounding of scales as activations have (plugins/activations.py)."""
     name, block = MICRO_FORMATS[spec.format]
     number = format_of(name)
-    blocks = weight.unflatten(1, (-1, block))
+    blocks = torch.unflatten(weight, 1, (-1, block))
     if spec.format == "mxfp4":
         return WeightGrid(name, micro_scale(blocks, number, None)[..., 0].to(torch.float8_e8m0fnu))
     coarse = positive(weight.abs().amax() / (number.largest * _E4M3_LARGEST))
