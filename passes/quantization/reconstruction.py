@@ -7,7 +7,7 @@ A unit is whatever is fitted together: a layer, a transformer block (BRECQ, arXi
 
 The first term is relative, unlike the published ones, so that one `rounding_weight` serves outputs of any size: activations of transformers
 differ by factors of thousands between blocks. The factor 1e6 makes the published weight, 0.01, a good one (measured: linears of 256 inputs,
-INT4 and E2M1; the result changes little between 1e5 and 1e7, below 1e4 a tenth of the weights stays undecided). `inner` is EDA-DM's
+INT4 and E2M1; the result changes little between 1e5 and 1e7, below 1e4 a tenth or more of the weights stays undecided). `inner` is EDA-DM's
 fine-grained reconstruction (arXiv 2401.04585), `drop` is QDrop (arXiv 2203.05740): each number of an activation stays real with that
 probability while fitting.
 

@@ -145,7 +145,7 @@ def test_nvfp4_has_a_global_scale(seen: SiteStatistics) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from(["minmax", "mse", "percentile-99"]), st.booleans(), st.integers(-6, 6))
+@given(st.integers(0, 1000), st.sampled_from(["minmax", "float-search", "percentile-99"]), st.booleans(), st.integers(-6, 6))
 def test_scales_follow_the_numbers(seed: int, range: str, centred: bool, power: int) -> None:
     x = _numbers(500, seed) ** 3
     one = histogram_range(_distribution(x), INT4, range, centred)
