@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 340, 190
 """Units of the drawing; on a phone one is about one pixel, so that text keeps its size."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34
 _TICKS = 4
+_LEAST_SPREAD = 5e-4  # of an axis, relative to its values: labels stay short, and rounding errors look like none
 _NICE = (1, 2, 2.5, 5, 10)
 
 
@@ -73,7 +74,7 @@ def line_chart(title: str, values: Sequence[float], *, highest: float | None = N
 
 def nice_ticks(low: float, high: float, highest: float | None = None) -> list[float]:
     """Round numbers, evenly spaced, that span [low, high] and do not pass `highest`, itself round; at least two."""
-    spread = max(high - low, 1e-4 * max(abs(high), abs(low)), 1e-9)
+    spread = max(high - low, _LEAST_SPREAD * max(abs(high), abs(low)), 1e-9)
     magnitude = 10.0 ** math.floor(math.log10(spread / _TICKS))
     step = next(magnitude * factor for factor in _NICE if magnitude * factor * _TICKS >= spread)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -99,8 +99,8 @@ def headlines(data: ReportData) -> list[Headline]:
     quality = data.quality
     if quality is not None:
         over = f"median of {quality.pictures} pictures" if quality.pictures > 1 else "one picture"
-        found.append(Headline("PSNR", f"{quality.psnr.median:.1f} dB", f"{over}; a tenth are below {quality.psnr.p10:.1f} dB"))
-        found.append(Headline("SSIM", f"{quality.ssim.median:.4f}", f"{over}; a tenth are below {quality.ssim.p10:.4f}"))
+        found.append(Headline("PSNR", f"{quality.psnr.median:.1f} dB", f"{over}; 10th percentile {quality.psnr.p10:.1f} dB"))
+        found.append(Headline("SSIM", f"{quality.ssim.median:.4f}", f"{over}; 10th percentile {quality.ssim.p10:.4f}"))
         if quality.score is not None:
             score = quality.score
             interval = f"95 % interval of the change {score.low:+.4f} to {score.high:+.4f}"

@@ -13,7 +13,7 @@ from dexport.exporter.report.charts import line_chart, nice_ticks
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.floats(-100, 100), st.floats(1e-4, 100))
+@given(st.floats(-100, 100), st.floats(0.1, 100))
 def test_ticks_are_few_even_and_hold_the_values(low: float, size: float) -> None:
     high = low + size
     ticks = nice_ticks(low, high)
@@ -35,6 +35,8 @@ def test_flat_lines_have_an_axis() -> None:
     assert nice_ticks(1.0, 1.0, highest=1.0)[-1] == 1.0
     assert nice_ticks(100.0, 100.0, highest=100.0)[-1] == 100.0
     assert len(nice_ticks(0.0, 0.0)) >= 2
+    for value in (1.0, 100.0):
+        assert all(len(tick.label) <= 7 for tick in line_chart("x", [value] * 3, highest=value).y_ticks), "labels fit beside the chart"
 
 
 @settings(max_examples=100, deadline=None)
