@@ -16,7 +16,7 @@ from dexport.plugins.formats import Format, fake_quantize
 
 MODES = ("none", "static", "table", "dynamic", "dynamic-centred")
 _SMALLEST = 1e-8
-"""Of a dynamic range: a row of zeros must not divide by zero. Rows of fp16 activations below it quantize to zero."""
+"""Of a dynamic range: a row of zeros must not divide by zero."""
 
 
 def row_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,7 +26,8 @@ def row_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def dynamic_scale(x: torch.Tensor, number: Format) -> torch.Tensor:
     """absmax / largest of every row of the last axis, [..., 1]."""
-    return x.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST) / number.largest
+    scale = x.abs().amax(-1, keepdim=True) / number.largest
+    return scale.clamp_min(max(_SMALLEST / number.largest, _least(x.dtype)))
 
 
 def quantize_rows(x: torch.Tensor, number: Format, block: int) -> torch.Tensor:
@@ -52,10 +53,16 @@ def micro_scale(blocks: torch.Tensor, number: Format, scale: torch.Tensor | None
     absmax = blocks.abs().amax(-1, keepdim=True).float()
     if scale is None:
         power = torch.frexp(absmax.clamp_min(2.0**-126))[1] - 1 - _exponent(number)
-        return torch.exp2(power.clamp(-127, 127).float()).to(blocks.dtype)
+        return torch.exp2(power.clamp(-127, 127).float()).clamp_min(_least(blocks.dtype)).to(blocks.dtype)
     coarse = scale.float()
     fine = (absmax / number.largest / coarse).clamp(2.0**-9, 448.0).to(torch.float8_e4m3fn).float()
-    return (fine * coarse).to(blocks.dtype)
+    return (fine * coarse).clamp_min(_least(blocks.dtype)).to(blocks.dtype)
+
+
+def _least(dtype: torch.dtype) -> float:
+    """The smallest number above zero, which no scale may fall below: fp16 ends at 6e-8."""
+    about = torch.finfo(dtype)
+    return about.smallest_normal * about.eps
 
 
 def _exponent(number: Format) -> int:

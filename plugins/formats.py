@@ -1,7 +1,7 @@
 """Number formats below 16 bits: which numbers exist in each, and rounding to them.
 
 A format is a grid of numbers at scale 1. A real tensor is quantized as `scale * round_to_grid(x / scale)`; rounding is to the nearest grid
-point, ties to even, and saturates at the ends of the grid. There are three kinds:
+point, ties to even (without mantissa bits: to the larger magnitude), and saturates at the ends of the grid. There are three kinds:
 
     int8 int6 int5 int4 int3 int2   two's complement integers; int6 is int8 hardware with the range of 6 bits
     eXmY                            sign, X exponent bits, Y mantissa bits, subnormals, bias 2^(X-1) - 1, no infinity, no NaN
@@ -60,14 +60,17 @@ class Format:
         clipped = x.clamp(self.lowest, self.largest)
         if self.is_integer:
             return clipped.round_()
-        step = self._step(clipped)
+        step = self.step(clipped)
         return (clipped / step).round() * step
 
-    def _step(self, x: torch.Tensor) -> torch.Tensor:
-        """The distance of grid points around each number: 2^(max(floor(log2 |x|), lowest exponent) - mantissa)."""
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        """The distance of grid points around each number, shape and dtype of x: 2^(max(floor(log2 |x|), lowest exponent) - mantissa)."""
+        if self.is_integer:
+            return torch.ones_like(x)
+        bias, mantissa_bits = 127, 23  # of float32, whose exponent is read and written as bits: exact, and faster than log2
         lowest = 1 - (2 ** (self.exponent - 1) - 1)
-        exponent = torch.frexp(x.float())[1] - 1  # |x| = m * 2^e with m in [0.5, 1): floor(log2 |x|) is e - 1, exactly
-        return torch.exp2((exponent.clamp_(min=lowest) - self.mantissa).float()).to(x.dtype)
+        exponent = (x.float().view(torch.int32) >> mantissa_bits) & 255
+        return ((exponent.clamp_(min=lowest + bias) - self.mantissa) << mantissa_bits).view(torch.float32).to(x.dtype)
 
     def encode(self, grid: torch.Tensor) -> torch.Tensor:
         """Grid numbers -> codes, `code_dtype`."""
