@@ -89,8 +89,6 @@ def neighbours(x: torch.Tensor, number: Format) -> tuple[torch.Tensor, torch.Ten
     """
     if number.is_integer:
         return x.floor(), torch.ones((), device=x.device)
-    lowest = 1 - (2 ** (number.exponent - 1) - 1)
     inside = torch.where(x < 0, torch.nextafter(x, torch.zeros_like(x)), x)  # above -2^e gaps are smaller than below it
-    exponent = (torch.frexp(inside)[1] - 1).clamp(min=lowest)
-    gap = torch.exp2((exponent - number.mantissa).float())
+    gap = number.step(inside)
     return (x / gap).floor() * gap, gap
