@@ -26,8 +26,8 @@ SECTIONS = ("denoiser", "prelude", "text_encoder", "vae")
 MICRO_FORMATS = {"nvfp4": ("e2m1", 16), "mxfp4": ("e2m1", 32)}
 """Formats with two levels of scales: the format of the codes and the size of a block."""
 
-GRANULARITY = re.compile(r"tensor|channel|block-(\d+)")
-ACTIVATION_GRANULARITY = re.compile(r"tensor|token|block-(\d+)|channel-groups-(\d+)|token-groups-(\d+)|groups-(\d+)")
+GRANULARITY = re.compile(r"tensor|channel|block-([1-9]\d*)")
+ACTIVATION_GRANULARITY = re.compile(r"tensor|token|block-([1-9]\d*)|(?:channel-|token-|)groups-[1-9]\d*")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from dexport.errors import UserError
+from dexport.passes.quantization.ranges import percentile_of
 from dexport.passes.quantization.recipe import (
     ACTIVATION_GRANULARITY,
     GRANULARITY,
@@ -32,10 +33,14 @@ from dexport.passes.quantization.recipe import (
 from dexport.plugins.activations import MODES
 from dexport.plugins.formats import format_of
 
-_RANGE = re.compile(r"minmax|mse|percentile-(\d+(\.\d+)?)|ema|float-search")
+_WEIGHT_RANGE = re.compile(r"minmax|mse|percentile-\d+(\.\d+)?|float-search")
+_RANGE = re.compile(rf"{_WEIGHT_RANGE.pattern}|ema")
 _ROUNDING = ("nearest", "gptq", "adaround")
 _BALANCE = ("smoothquant", "vidit-q", "search")
 _SAMPLERS = ("uniform", "ndtc", "tdac", "zero-data")
+_METRICS = ("sqnr", "output", "end-to-end")
+_NUMBERS = {"rank": int}
+"""Required entries that are no text."""
 
 
 def recipe_names() -> list[str]:
@@ -80,6 +85,8 @@ def read_recipe(text: str, where: str) -> Recipe:
             where, expected="a mapping with name, summary and sections", got=type(document).__name__, fix="see `dexport recipes int8`"
         )
     _check_keys(document, {"name", "summary", "paper", "sampler", *SECTIONS}, {"name", "summary"}, where)
+    if "sampler" in document:
+        _among(document["sampler"], _SAMPLERS, f"{where}: sampler")
     sections = {key: _section(document[key], f"{where}: {key}") for key in SECTIONS if key in document}
     texts = {key: str(document[key]) for key in ("name", "summary", "paper", "sampler") if key in document}
     return Recipe(**texts, sections=sections)
@@ -87,11 +94,11 @@ def read_recipe(text: str, where: str) -> Recipe:
 
 def _section(document: Any, where: str) -> Section:
     _check_keys(document, {"default", "layers", "ends", "attention", "reconstruction", "mixed_precision"}, set(), where)
-    layers = document.get("layers") or {}
+    layers = _mapping(document.get("layers") or {}, f"{where}: layers")
     for key in layers:
         _check_pattern(key, f"{where}: layers")
     mixed = document.get("mixed_precision")
-    return Section(
+    section = Section(
         default=_treatment(document.get("default", "keep"), f"{where}: default"),
         layers={str(key): _treatment(entry, f"{where}: {key}") for key, entry in layers.items()},
         ends=_treatment(document["ends"], f"{where}: ends") if "ends" in document else "default",
@@ -99,6 +106,11 @@ def _section(document: Any, where: str) -> Section:
         reconstruction=_spec(ReconstructionSpec, document.get("reconstruction"), f"{where}: reconstruction"),
         mixed_precision=None if mixed is None else _mixed(mixed, f"{where}: mixed_precision"),
     )
+    if section.attention is not None:
+        _among(section.attention.format, ("log2", "e4m3"), f"{where}: attention: format")
+    if section.reconstruction is not None:
+        _among(section.reconstruction.unit, ("layer", "block"), f"{where}: reconstruction: unit")
+    return section
 
 
 def _check_pattern(key: Any, where: str) -> None:
@@ -110,7 +122,12 @@ def _check_pattern(key: Any, where: str) -> None:
 
 def _mixed(document: Any, where: str) -> MixedPrecisionSpec:
     _check_keys(document, {"choices", "metric", "average_bits", "groups"}, {"choices"}, where)
-    choices = {str(name): _treatment(entry, f"{where}: {name}") for name, entry in document["choices"].items()}
+    listed = _mapping(document["choices"], f"{where}: choices")
+    choices = {str(name): _treatment(entry, f"{where}: {name}") for name, entry in listed.items()}
+    for pattern in _mapping(document.get("groups", {}), f"{where}: groups").values():
+        _check_pattern(pattern, f"{where}: groups")
+    if "metric" in document:
+        _among(document["metric"], _METRICS, f"{where}: metric")
     kept = {name: choice for name, choice in choices.items() if choice is not None}
     rest = {key: document[key] for key in ("metric", "average_bits", "groups") if key in document}
     return MixedPrecisionSpec(choices=kept, **rest)
@@ -139,14 +156,10 @@ def _spec(kind: Any, document: Any, where: str) -> Any:
     _check_keys(document, set(fields), required, where)
     values = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in document.items()}
     for key, entry in values.items():
-        default = fields[key].default
-        if not isinstance(default, dataclasses._MISSING_TYPE) and default is not None and not isinstance(entry, _like(default)):
-            raise UserError(f"{where}: {key}", expected=type(default).__name__, got=repr(entry), fix="correct the value")
+        wanted = _NUMBERS.get(key, str) if key in required else type(fields[key].default)
+        if type(entry) is not wanted and not (wanted is float and type(entry) is int):
+            raise UserError(f"{where}: {key}", expected=wanted.__name__, got=repr(entry), fix="correct the value")
     return kind(**values)
-
-
-def _like(default: Any) -> Any:
-    return (int, float) if isinstance(default, float) else type(default)
 
 
 def _check_treatment(treatment: Treatment, where: str) -> None:
@@ -155,20 +168,39 @@ def _check_treatment(treatment: Treatment, where: str) -> None:
         for name in weights.format.split("|"):
             _check_format(name, f"{where}: weights: format")
         _choose(weights.granularity, GRANULARITY, "tensor, channel or block-N", f"{where}: weights: granularity")
-        _choose(weights.range, _RANGE, "minmax, mse, percentile-P or float-search", f"{where}: weights: range")
+        _check_range(weights.range, _WEIGHT_RANGE, "minmax, mse, percentile-P or float-search", f"{where}: weights: range")
         _among(weights.rounding, _ROUNDING, f"{where}: weights: rounding")
     if activations is not None:
-        for name in activations.format.split("|"):
-            _check_format(name, f"{where}: activations: format")
-        _among(activations.mode, MODES[1:], f"{where}: activations: mode")
-        _choose(activations.granularity, ACTIVATION_GRANULARITY, "tensor, token, block-N or groups", f"{where}: activations: granularity")
-        _choose(activations.range, _RANGE, "minmax, mse, percentile-P, ema or float-search", f"{where}: activations: range")
+        _check_activations(activations, f"{where}: activations")
     if activations is not None and weights is None:
         raise UserError(where, expected="weights beside activations", got="activations alone", fix="give the weights a format")
     if balance is not None:
         _among(balance.method, _BALANCE, f"{where}: balance: method")
     if treatment.rotate is not None:
         _among(treatment.rotate, ("hadamard",), f"{where}: rotate")
+    if treatment.low_rank is not None and min(treatment.low_rank.rank, treatment.low_rank.iterations) < 1:
+        got = f"{treatment.low_rank.rank} and {treatment.low_rank.iterations}"
+        raise UserError(f"{where}: low_rank", expected="a rank and iterations of at least 1", got=got, fix="correct the value")
+    tokens = treatment.bypass_tokens
+    if tokens != "auto" and (type(tokens) is not int or tokens < 0):
+        raise UserError(f"{where}: bypass_tokens", expected="a number of tokens or auto", got=repr(tokens), fix="correct the value")
+    if type(treatment.split_concat) is not bool:
+        raise UserError(f"{where}: split_concat", expected="true or false", got=repr(treatment.split_concat), fix="correct the value")
+
+
+def _check_activations(activations: ActivationSpec, where: str) -> None:
+    for name in activations.format.split("|"):
+        _check_format(name, f"{where}: format")
+    _among(activations.mode, MODES[1:], f"{where}: mode")
+    _choose(activations.granularity, ACTIVATION_GRANULARITY, "tensor, token, block-N or groups", f"{where}: granularity")
+    _check_range(activations.range, _RANGE, "minmax, mse, percentile-P, ema or float-search", f"{where}: range")
+    dynamic, got = activations.mode.startswith("dynamic"), repr(activations.granularity)
+    if dynamic and "groups" in activations.granularity:
+        raise UserError(f"{where}: granularity", expected="token or block-N", got=got, fix="or choose mode static or table")
+    if not dynamic and activations.granularity.startswith("block"):
+        raise UserError(f"{where}: granularity", expected="tensor, token or groups", got=got, fix="or choose mode dynamic")
+    if not dynamic and activations.format in MICRO_FORMATS:
+        raise UserError(f"{where}: mode", expected=f"dynamic for {activations.format}", got=activations.mode, fix="choose mode dynamic")
 
 
 def _check_format(name: str, where: str) -> None:
@@ -183,6 +215,20 @@ def _check_format(name: str, where: str) -> None:
 def _choose(entry: str, pattern: re.Pattern[str], wanted: str, where: str) -> None:
     if not pattern.fullmatch(entry):
         raise UserError(where, expected=wanted, got=repr(entry), fix="correct the value")
+
+
+def _check_range(entry: str, pattern: re.Pattern[str], wanted: str, where: str) -> None:
+    _choose(entry, pattern, wanted, where)
+    try:
+        percentile_of(entry)
+    except ValueError as error:
+        raise UserError(where, expected="P above 0 and at most 100", got=repr(entry), fix="correct the value") from error
+
+
+def _mapping(document: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(document, dict):
+        raise UserError(where, expected="a mapping", got=repr(document), fix="correct the file")
+    return document
 
 
 def _among(entry: str, choices: Iterable[str], where: str) -> None:

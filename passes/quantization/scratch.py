@@ -16,14 +16,16 @@ from dexport.passes.graph import Weight
 
 @dataclass(frozen=True)
 class Scratch:
-    """The folder; whoever makes it removes it."""
+    """The folder; whoever makes it removes it. Files are named after what they hold, so that one never replaces another."""
 
     folder: Path
 
     def keep(self, key: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Weight]:
-        """Writes tensors under a key that is new, and returns them as weights: the same names -> where to read them."""
-        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
-        safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        """Writes tensors and returns them as weights: the same names -> where to read them. The key says what they are, for messages."""
+        content = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+        path = self.folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
+        if not path.exists():
+            path.write_bytes(content)
         return {name: _stored(path, key, name, tensor) for name, tensor in tensors.items()}
 
 

@@ -3,7 +3,8 @@
 Notation: T steps of the calibrated schedule (1 for components that run once per prompt), C input channels of the site, N tokens (rows of
 one picture), R rows of the reservoir, B histogram bins.
 
-The file is safetensors: tensors named "component/site/field", everything else as JSON in its metadata.
+The file is safetensors: tensors named "component/site/field", everything else as JSON in its metadata. Sites that read one value share
+one object; the file holds it once, under the first of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -112,10 +114,16 @@ class Statistics:
 def save_statistics(statistics: Statistics, path: Path) -> None:
     """Writes the file; it appears complete or not at all."""
     tensors = {f"samples/{name}": getattr(statistics.samples, name) for name in ("latents", "steps", "pictures")}
+    written: dict[int, str] = {}
+    same: dict[str, str] = {}
     for component, found in statistics.components.items():
         for site, seen in found.items():
+            place = f"{component}/{site}"
+            if written.setdefault(id(seen), place) != place:
+                same[place] = written[id(seen)]
+                continue
             values = {f.name: getattr(seen, f.name) for f in dataclasses.fields(seen)}
-            tensors |= {f"{component}/{site}/{name}": t.contiguous() for name, t in values.items() if t is not None}
+            tensors |= {f"{place}/{name}": t.contiguous() for name, t in values.items() if t is not None}
     about = {
         "version": VERSION,
         "model": statistics.model,
@@ -125,6 +133,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         "sampler": statistics.sampler,
         "prompts": list(statistics.samples.prompts),
         "seeds": list(statistics.samples.seeds),
+        "same": same,
     }
     partial = path.with_name(f".{path.name}.partial")
     safetensors.torch.save_file(tensors, partial, {"dexport.statistics": json.dumps(about)})
@@ -143,9 +152,13 @@ def load_statistics(path: Path) -> Statistics:
             if about["version"] != VERSION:
                 raise UserError(str(path), expected=f"statistics of version {VERSION}", got=str(about["version"]), fix="calibrate again")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return _read(about, tensors)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         got = "no such file" if isinstance(error, FileNotFoundError) else "something else"
         raise UserError(str(path), expected="a file of `dexport calibrate`", got=got, fix="run: dexport calibrate MODEL -o FILE") from error
+
+
+def _read(about: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Statistics:
     schedule = Schedule(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["schedule"].items()})
     samples = Samples(
         prompts=tuple(about["prompts"]),
@@ -155,13 +168,18 @@ def load_statistics(path: Path) -> Statistics:
         pictures=tensors.pop("samples/pictures"),
     )
     height, width = about["size"]
-    return Statistics(about["model"], schedule, (height, width), about["guidance"], about["sampler"], samples, _components(tensors))
+    components = _components(tensors, about.get("same", {}))
+    return Statistics(about["model"], schedule, (height, width), about["guidance"], about["sampler"], samples, components)
 
 
-def _components(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, SiteStatistics]]:
+def _components(tensors: Mapping[str, torch.Tensor], same: Mapping[str, str]) -> dict[str, dict[str, SiteStatistics]]:
     fields: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     for name, tensor in tensors.items():
         component, site, field = name.split("/")
         fields.setdefault(component, {}).setdefault(site, {})[field] = tensor
     optional: dict[str, None] = dict.fromkeys(("token_minimum", "token_maximum"))
-    return {component: {site: SiteStatistics(**(optional | found)) for site, found in inner.items()} for component, inner in fields.items()}
+    components = {name: {site: SiteStatistics(**(optional | found)) for site, found in inner.items()} for name, inner in fields.items()}
+    for place, first in same.items():
+        (component, site), (other, origin) = place.split("/"), first.split("/")
+        components.setdefault(component, {})[site] = components[other][origin]
+    return components
