@@ -11,7 +11,7 @@ from typing import Any
 
 from dexport.errors import UserError
 from dexport.exporter.options import Size
-from dexport.exporter.quality import measure
+from dexport.exporter.quality import quality_of
 from dexport.exporter.report.data import ByteChange, ReportData, pairs_of
 from dexport.exporter.scorer import Scorer, scores
 from dexport.exporter.sides import Abilities, BundleSide, Conditions, Setting, Side
@@ -64,16 +64,17 @@ def compare(reference: Side, candidate: Side, asked: Asked, command: str, report
     report("measure", 1.0)
     prompts = [str(condition) for condition in conditions]
     before, after = made[0].run, made[1].run
-    quality = measure(before.pictures, after.pictures, _latents(before, after), _scores(asked.scorer, prompts, before, after))
     shown = [f"class {prompt}" for prompt in prompts] if reference.abilities.classes is not None else prompts
+    pairs = pairs_of(shown, seeds, before.pictures, after.pictures)
+    rated = _scores(asked.scorer, prompts, before, after)
     return ReportData(
         title=f"Quality of {candidate.name}",
         reference=reference.name,
         candidate=candidate.name,
         created=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         notes=_notes(reference, candidate),
-        quality=quality,
-        pairs=pairs_of(shown, seeds, before.pictures, after.pictures),
+        quality=quality_of([p.psnr for p in pairs], [p.ssim for p in pairs], _latents(before, after), rated),
+        pairs=pairs,
         weight_bytes=_bytes(made[0].weight_bytes, made[1].weight_bytes),
         kernels=kernels_of(candidate.manifest.components) if isinstance(candidate, BundleSide) else {},
         command=command,

@@ -89,12 +89,18 @@ def measure(
         UserError: the runs differ in shape.
         Failure: latents with NaN or infinities.
     """
-    psnrs, ssims = picture_psnr(reference, candidate), picture_ssim(reference, candidate)
+    return quality_of(picture_psnr(reference, candidate), picture_ssim(reference, candidate), latents, scores)
+
+
+def quality_of(
+    psnrs: npt.ArrayLike, ssims: npt.ArrayLike, latents: tuple[Array, Array] | None = None, scores: tuple[Array, Array] | None = None
+) -> Quality:
+    """`measure` from the figures of every pair, float [n] each, where they are known already."""
     cosine = snr = np.empty((0, 0))
     if latents is not None:
         cosine, snr = latent_cosine(*latents), latent_snr(*latents)
     return Quality(
-        pictures=len(reference),
+        pictures=len(np.asarray(psnrs)),
         psnr=_spread(psnrs),
         ssim=_spread(ssims),
         latent_cosine=tuple(float(value) for value in _medians(cosine)),
@@ -202,7 +208,7 @@ def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(value) for name, value in document.items()}
 
 
-def _spread(values: Array) -> Spread:
+def _spread(values: npt.ArrayLike) -> Spread:
     return Spread(float(np.median(values)), float(np.percentile(values, 10)))
 
 

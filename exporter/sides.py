@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from dexport.errors import UserError
+from dexport.exporter.bundle import ARCHIVE_SUFFIX
 from dexport.exporter.golden import fits
 from dexport.exporter.options import BuildOptions, Size
 from dexport.exporter.plan import Plan, plan
 from dexport.exporter.torch_pipeline import Run, open_torch_pipeline
 from dexport.runtime.bundle import open_bundle
-from dexport.runtime.manifest import Manifest
+from dexport.runtime.manifest import MANIFEST_NAME, Manifest
 from dexport.runtime.pipeline import Pipeline, load
 
 Conditions = Sequence[str] | Sequence[int]
@@ -85,7 +86,7 @@ def open_side(path: str, *, trust: bool = False) -> Side:
         UserError: it is neither, or the bundle holds no engines.
     """
     folder = Path(path)
-    if folder.is_file() or (folder / "manifest.json").is_file():
+    if folder.suffix == ARCHIVE_SUFFIX or folder.is_file() or (folder / MANIFEST_NAME).is_file():
         return _opened_bundle(folder, trust)
     return ModelSide(path, plan(BuildOptions(model=path, target="cpu", precision="fp32")))
 

@@ -25,6 +25,7 @@ from dexport.exporter.quality import (
     picture_ssim,
     psnr,
     quality_from_json,
+    quality_of,
     quality_to_json,
     score_change,
     ssim,
@@ -113,6 +114,13 @@ def test_measure_takes_medians_and_tenth_percentiles() -> None:
     assert quality.psnr.median == IDENTICAL_DB and quality.psnr.p10 < psnr(reference[3], candidate[3])
     assert quality.ssim.median == 1 and quality.ssim.p10 == pytest.approx(np.percentile(picture_ssim(reference, candidate), 10))
     assert quality.latent_cosine == pytest.approx((1, 1)) and quality.latent_snr == pytest.approx((0, 0), abs=1e-6)
+
+
+def test_quality_of_known_figures_is_that_of_the_pictures() -> None:
+    reference = np.stack([_picture(seed) for seed in range(3)])
+    candidate = reference // np.array([1, 2, 4], np.uint8)[:, None, None, None]
+    figures = picture_psnr(reference, candidate).tolist(), picture_ssim(reference, candidate).tolist()
+    assert quality_of(*figures) == measure(reference, candidate)
 
 
 def test_runs_of_different_shapes_are_refused() -> None:

@@ -55,3 +55,5 @@ def test_a_build_kit_and_what_is_no_side_are_refused(tmp_path: Path) -> None:
         open_side(str(path))
     with pytest.raises(UserError, match="expected a diffusers pipeline directory, got no such directory"):
         open_side(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="expected a bundle, got nothing there"):
+        open_side(str(tmp_path / "none.dxb"))
