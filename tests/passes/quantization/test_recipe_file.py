@@ -65,7 +65,8 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(
         "name: own\nsummary: mine\nsampler: ndtc\n"
-        "denoiser:\n  ends: keep\n  default: {weights: {format: int4}, low_rank: {rank: 8}}\n  layers: {'re:a$': keep, b: {weights: {format: int8}}}\n"
+        "denoiser:\n  ends: keep\n  default: {weights: {format: int4}, low_rank: {rank: 8}}\n"
+        "  layers: {'re:a$': keep, b: {weights: {format: int8}}}\n"
     )
     weights = WeightSpec(format="int4")
     section = Section(

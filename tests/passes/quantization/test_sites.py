@@ -53,7 +53,7 @@ def test_every_layer_is_a_site_under_the_name_of_its_weight(graph: Graph) -> Non
     found = {site.name: site for site in sites(graph)}
     assert set(found) == {"enter", "time", "block.q", "block.k", "block.text", "block.shared", "block.shared#2", "leave"}
     leave = found["leave"]
-    assert (leave.kind, leave.shape, leave.inputs, leave.parameters, leave.weight) == ("linear", (4, 8), 8, 32, "model.leave.weight")
+    assert (leave.kind, leave.shape, leave.inputs, leave.parameters, leave.weight) == ("linear", (4, 8), 8, 32, "leave.weight")
     assert [site.name for site in sites(graph)].index("enter") < [site.name for site in sites(graph)].index("leave")
     nodes = {node.name: node for node in graph.module.graph.nodes}
     assert all(kind_of(nodes[site.node]) == "linear" and nodes[site.node].args[0].name == site.source for site in found.values())
