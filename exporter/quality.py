@@ -93,14 +93,17 @@ def measure(
 
 
 def quality_of(
-    psnrs: npt.ArrayLike, ssims: npt.ArrayLike, latents: tuple[Array, Array] | None = None, scores: tuple[Array, Array] | None = None
+    psnrs: Sequence[float] | Array,
+    ssims: Sequence[float] | Array,
+    latents: tuple[Array, Array] | None = None,
+    scores: tuple[Array, Array] | None = None,
 ) -> Quality:
     """`measure` from the figures of every pair, float [n] each, where they are known already."""
     cosine = snr = np.empty((0, 0))
     if latents is not None:
         cosine, snr = latent_cosine(*latents), latent_snr(*latents)
     return Quality(
-        pictures=len(np.asarray(psnrs)),
+        pictures=len(psnrs),
         psnr=_spread(psnrs),
         ssim=_spread(ssims),
         latent_cosine=tuple(float(value) for value in _medians(cosine)),
@@ -208,7 +211,7 @@ def _numbers(document: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(value) for name, value in document.items()}
 
 
-def _spread(values: npt.ArrayLike) -> Spread:
+def _spread(values: Sequence[float] | Array) -> Spread:
     return Spread(float(np.median(values)), float(np.percentile(values, 10)))
 
 
