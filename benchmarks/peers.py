@@ -56,8 +56,8 @@ def onnx_peers(example: Example, folder: Path) -> Iterator[Maker]:
     nodes = peers_onnx.export(example, file)
     recorded = peers_onnx.feeds(example, peers_onnx.input_names(file))
     yield partial(peers_onnx.dynamic, example, folder, nodes)
-    for outputs in (True, False):
-        yield partial(peers_onnx.static, example, folder, nodes, recorded, outputs)
+    for alone in (False, True):
+        yield partial(peers_onnx.static, example, folder, nodes, recorded, alone)
     for only_loop in (True, False):
         yield partial(peers_nncf.nncf_int8, example, folder, nodes, recorded, only_loop)
 

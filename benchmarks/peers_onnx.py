@@ -84,11 +84,14 @@ def dynamic(example: Example, folder: Path, nodes: dict[str, str]) -> Quantized:
     return Quantized("onnxruntime dynamic", "int8 channel", "int8 tensor dynamic", _bits(example), _session(path, True), PICTURES)
 
 
-def static(example: Example, folder: Path, nodes: dict[str, str], recorded: list[Feed], outputs: bool) -> Quantized:
+def static(example: Example, folder: Path, nodes: dict[str, str], recorded: list[Feed], alone: bool) -> Quantized:
     """`quantize_static` as documented: Q/DQ, signed int8, min-max, weights per output channel.
 
+    Left to itself this quantizer rounds the linears' outputs too, and where a linear reads the residual stream it rounds the stream for
+    everybody, which nobody else here does.
+
     Args:
-        outputs: quantize the linears' outputs too, which is this quantizer's default and nobody else's.
+        alone: keep it from both: no outputs, and every linear reads through an Identity of its own.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
@@ -99,18 +102,38 @@ def static(example: Example, folder: Path, nodes: dict[str, str], recorded: list
         def get_next(self) -> Feed | None:
             return next(self.rest, None)
 
-    path = folder / "static.onnx"
-    extra = {} if outputs else {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Add"]}
+    path, source = folder / "static.onnx", folder / "plain.onnx"
+    extra = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm", "Identity"]} if alone else {}
+    if alone:
+        source = _set_apart(source, folder / "apart.onnx", set(nodes.values()))
     options = {"quant_format": QuantFormat.QDQ, "per_channel": True, "nodes_to_quantize": list(nodes.values())}
-    quantize_static(folder / "plain.onnx", path, Reader(), **options, extra_options=extra)
+    quantize_static(source, path, Reader(), **options, extra_options=extra)
     return Quantized(
-        "onnxruntime static" + ("" if outputs else ", inputs only"),
+        "onnxruntime static" + (", linears alone" if alone else ""),
         "int8 channel",
         "int8 tensor",
         _bits(example),
         _session(path, False),
         PICTURES,
     )
+
+
+def _set_apart(source: Path, path: Path, linears: set[str]) -> Path:
+    """Writes the file with an Identity before the input of every one of `linears`."""
+    import onnx
+
+    model = onnx.load(source)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.name in linears:
+            own = f"{node.name}_input"
+            nodes.append(onnx.helper.make_node("Identity", [node.input[0]], [own], name=f"{own}_identity"))
+            node.input[0] = own
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path)
+    return path
 
 
 def _bits(example: Example) -> float:
