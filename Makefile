@@ -11,7 +11,7 @@ DEMO_EXTRAS := export,openvino
 TEST_EXTRAS := $(DEMO_EXTRAS),onnxruntime,rtx,video,dev
 SOURCES := dexport exporter passes plugins runtime targets tests benchmarks examples
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test browser lint types format clean
 
 demo: $(VENV)/.installed-demo
 	@mkdir -p demo
@@ -22,8 +22,14 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/dexport run demo/shapes.dxb --seed 4 -o demo/4.png --prompt "a red circle left of a large blue square"
 	@echo "Four pictures are in $(CURDIR)/demo: 1.png 2.png 3.png 4.png. The bundle that made them: demo/shapes.dxb"
 
-test: lint types $(VENV)/.installed-test
+test: lint types browser $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# The report's page is tested in a real browser; where none can be installed those tests say so and are skipped.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
+	  || echo "no chromium, and no way to install it here: on Debian or Ubuntu, sudo apt-get install chromium"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(SOURCES)

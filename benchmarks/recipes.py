@@ -6,6 +6,7 @@ them. Everything runs in PyTorch with the meaning of the quantized operations, s
 
     python benchmarks/recipes.py                                                  # all, here
     python benchmarks/recipes.py --device cuda --only 'svdquant' --rows rows.json  # some, on a machine with a GPU
+    python benchmarks/recipes.py --capture graphs.pt                               # graphs for such a machine, if its PyTorch is too old
     python benchmarks/recipes.py --merge rows.json --only nothing                  # the table of rows that exist
 """
 
@@ -28,14 +29,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from captured import load_split, save_split
 from quality_data import CALIBRATION_PROMPTS, EXAMPLE, GUIDANCE, STEPS, prompts_of
 from quality_metrics import latent_cosine, measured, scores
 
 from dexport.exporter.calibration import calibrate
 from dexport.exporter.calibration_request import CalibrationRequest
 from dexport.exporter.options import BuildOptions
+from dexport.exporter.plan import plan
 from dexport.exporter.quantizer import find_quantizer
-from dexport.exporter.torch_pipeline import TorchPipeline, open_torch_pipeline
+from dexport.exporter.solver import probe
+from dexport.exporter.torch_pipeline import TorchPipeline, open_torch_pipeline, torch_pipeline
 from dexport.passes.quantization.recipe import Recipe, Section, Treatment, WeightSpec
 from dexport.passes.quantization.recipe_file import find_recipe, recipe_names
 from dexport.passes.quantization.samplers import Sampler
@@ -94,10 +98,14 @@ def wanted_recipes(only: str) -> list[Recipe]:
     return [recipe for name, recipe in found.items() if re.search(only, name)]
 
 
-def opened(precision: str = "fp32") -> TorchPipeline:
-    """The reference pipeline."""
-    options = BuildOptions(model=str(EXAMPLE / "pipeline"), target="cpu", precision=precision, steps=(STEPS,), guidance=GUIDANCE)
-    return open_torch_pipeline(options)
+def opened(captured: Path | None = None) -> TorchPipeline:
+    """The reference pipeline; `captured` holds its graphs where this PyTorch cannot capture them."""
+    options = BuildOptions(model=str(EXAMPLE / "pipeline"), target="cpu", precision="fp32", steps=(STEPS,), guidance=GUIDANCE)
+    if captured is None:
+        return open_torch_pipeline(options)
+    decided = plan(options)
+    solver = probe(decided.scheduler, decided.schedule(decided.sizes[0], STEPS))
+    return torch_pipeline(decided, load_split(captured), solver)
 
 
 def statistics_with(pipeline: TorchPipeline, sampler: str, folder: Path) -> Statistics:
@@ -109,9 +117,10 @@ def statistics_with(pipeline: TorchPipeline, sampler: str, folder: Path) -> Stat
     return calibrate(pipeline, CalibrationRequest(conditions=conditions, sampler=Sampler(sampler)), path)
 
 
-def rows_of(recipes: list[Recipe], prompts: list[str], device: str, batch: int, mapper: Any, folder: Path) -> Iterator[dict[str, Any]]:
+def rows_of(
+    pipeline: TorchPipeline, recipes: list[Recipe], prompts: list[str], device: str, batch: int, mapper: Any, folder: Path
+) -> Iterator[dict[str, Any]]:
     """A row per recipe; one that fails is reported on stderr and has a row that says so."""
-    pipeline = opened()
     seeds = list(range(len(prompts)))
     reference = pipeline.materialised(device).run(prompts, seeds, batch=batch)
     score = scores(prompts, reference.pictures, mapper)
@@ -150,10 +159,15 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32, help="pictures at a time")
     parser.add_argument("--statistics", type=Path, help="a folder to keep calibrations in, which others may share")
+    parser.add_argument("--captured", type=Path, help="a file of --capture, for a PyTorch that cannot capture")
+    parser.add_argument("--capture", type=Path, help="write the captured pipeline here, and stop")
     parser.add_argument("--rows", type=Path, help="write the rows here instead of results/recipes.json")
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="rows written before by --rows, put first")
     arguments = parser.parse_args()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if arguments.capture:
+        save_split(opened().split, arguments.capture)
+        return 0
     recipes = wanted_recipes(arguments.only)
     if arguments.part:
         first, every = map(int, arguments.part.split("/"))
@@ -165,7 +179,8 @@ def main() -> int:
         list(mapper(abs, range(os.cpu_count() or 1)))  # the workers start before anything has threads
         folder = arguments.statistics or Path(own)
         if recipes:
-            for row in rows_of(recipes, prompts, arguments.device, arguments.batch, mapper, folder):
+            pipeline = opened(arguments.captured)
+            for row in rows_of(pipeline, recipes, prompts, arguments.device, arguments.batch, mapper, folder):
                 rows.append(row)
                 if arguments.rows:  # what is measured stays, whatever becomes of the rest
                     arguments.rows.write_text(json.dumps(rows, indent=1) + "\n")

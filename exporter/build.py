@@ -15,6 +15,8 @@ import safetensors.numpy
 from tokenizers import Tokenizer
 
 from dexport.errors import UserError
+from dexport.exporter.build_recipe import apply_recipe
+from dexport.exporter.build_report import with_report
 from dexport.exporter.bundle import BundleWriter
 from dexport.exporter.emit import Emitter, Ranges
 from dexport.exporter.golden import fits, golden_of
@@ -60,9 +62,6 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
             splits.append(split_pipeline(decided, size, [solvers[size, n] for n in decided.steps]))
         quantized = None
         if decided.recipe is not None:
-            from dexport.exporter.build_recipe import apply_recipe
-            from dexport.exporter.build_report import with_report
-
             scratch = Path(stack.enter_context(TemporaryDirectory(prefix="dexport-")))
             quantized = apply_recipe(decided, splits, solvers, scratch, report)
             before, splits = splits, [found.split for found in quantized.sizes]

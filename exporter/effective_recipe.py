@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from dexport.errors import UserError
 from dexport.exporter.options import BuildOptions
+from dexport.exporter.quantized_forms import exact, nearest
 from dexport.passes.quantization.recipe import SECTIONS, Recipe, Section, Treatment, WeightSpec
 from dexport.passes.quantization.recipe_file import find_recipe
 from dexport.targets.target import Target
@@ -103,8 +104,6 @@ def _changed(section: Section, change: Callable[[Treatment | None], Treatment | 
 
 
 def _legal(target: Target, section: str, treatment: Treatment, allow: bool, degraded: list[Degraded]) -> Treatment:
-    from dexport.exporter.quantized_forms import exact, nearest
-
     answer = exact(target, treatment)
     if answer:
         return treatment

@@ -11,7 +11,7 @@ from dexport.exporter.effective_recipe import describe
 from dexport.passes.quantization.recipe import MICRO_FORMATS, Recipe, Section, Treatment
 from dexport.passes.quantization.recipe_file import find_recipe, recipe_names
 from dexport.plugins.formats import format_of
-from dexport.targets.catalogue import CATALOGUE
+from dexport.targets.catalogue import all_targets
 
 _FLOAT_BITS = "16"
 
@@ -103,4 +103,4 @@ def explained(name: str) -> Iterator[tuple[str, str]]:
 def legal_targets(recipe: Recipe) -> list[str]:
     """The targets that can do exactly what every section says."""
     wanted = [t for section in recipe.sections.values() for t in treatments(section)]
-    return [target.id for target in CATALOGUE if target.buildable and all(exact(target, t) for t in wanted)]
+    return [target.id for target in all_targets() if target.buildable and all(exact(target, t) for t in wanted)]

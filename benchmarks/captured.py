@@ -1,0 +1,79 @@
+"""Captured pipelines as files: capture needs the newest PyTorch, what runs the graphs does not, and a machine with a GPU may have an older.
+
+Nodes lose their fake values on the way; they are computed again for a batch of two, so the number of rows is no symbol in a loaded graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dexport.exporter.split import Split
+from dexport.passes.graph import STEPS, Graph, Weight, materialise
+
+_ROWS, _STEPS = 2, 3
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Writes the graphs of a size with their weights, fp32 ones in half the bytes if that loses nothing."""
+    torch.save(split.map(_plain), path)
+
+
+def load_split(path: Path) -> Split:
+    """Reads what `save_split` wrote; the file is executed, as pickles are."""
+    split: Split = torch.load(path, weights_only=False)
+    return split.map(_live)
+
+
+def _plain(graph: Graph) -> Any:
+    held = {name: _narrow(weight.load()) for name, weight in materialise(graph).weights.items()}
+    nodes = fx.Graph()
+    nodes.output(nodes.graph_copy(graph.module.graph, {}))
+    for node in nodes.nodes:
+        node.meta.clear()
+    return replace(graph, module=fx.GraphModule(graph.module, nodes), weights=held)  # type: ignore[arg-type]
+
+
+def _narrow(tensor: torch.Tensor) -> torch.Tensor:
+    half = tensor.half()
+    return half if tensor.dtype is torch.float32 and torch.equal(half.float(), tensor) else tensor
+
+
+def _live(graph: Any) -> Graph:
+    weights = {name: _weight(name, tensor) for name, tensor in graph.weights.items()}
+    loaded = replace(graph, weights=weights)
+    sizes = {STEPS: _STEPS}
+    inputs = [torch.ones([sizes.get(d, _ROWS) if isinstance(d, str) else d for d in p.shape], dtype=p.dtype) for p in graph.inputs]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        _Faked(loaded.module, mode, weights).run(*map(mode.from_tensor, inputs))
+    return loaded
+
+
+def _weight(name: str, tensor: torch.Tensor) -> Weight:
+    wide = tensor.float() if tensor.dtype is torch.float16 else tensor
+    return Weight(tuple(wide.shape), wide.dtype, lambda: wide, name)
+
+
+class _Faked(fx.Interpreter):
+    """Gives every node the fake value that it has."""
+
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode, weights: dict[str, Weight]) -> None:
+        super().__init__(module)
+        self._mode, self._weights = mode, weights
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A weight by what it will be, a buffer as it is."""
+        weight = self._weights.get(target)
+        if weight is not None:
+            return torch.empty(weight.shape, dtype=weight.dtype)
+        return self._mode.from_tensor(super().get_attr(target, args, kwargs).detach())
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one node and remembers its value."""
+        n.meta["val"] = super().run_node(n)
+        return n.meta["val"]
