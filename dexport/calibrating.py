@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from dexport.building import _export_extra as export_extra
+from dexport.building import export_extra
 from dexport.columns import amount
 from dexport.errors import UserError
 from dexport.exporter.options import BuildOptions, parse_size
@@ -67,11 +67,10 @@ def _calibrate(request: CalibrateRequest, options: BuildOptions, prompts: tuple[
     with export_extra(), reporting() as report:
         report("import torch and diffusers", None)
         from dexport.exporter.calibration import accumulator_bytes, calibrate
-        from dexport.exporter.calibration_request import CalibrationRequest, calibration_conditions
+        from dexport.exporter.calibration_request import CalibrationRequest, calibration_conditions, named_sampler
         from dexport.exporter.torch_pipeline import open_torch_pipeline
-        from dexport.passes.quantization.samplers import Sampler
 
-        sampler = Sampler(request.sampler)
+        sampler = named_sampler(request.sampler)
         report(f"capture {request.model}", None)
         pipeline = open_torch_pipeline(options)
         conditions = calibration_conditions(pipeline.plan, prompts, request.calibration_size)

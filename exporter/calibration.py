@@ -64,7 +64,7 @@ def calibrate(
             calibration.save(unfinished)
     statistics = calibration.statistics()
     if path is not None and unfinished is not None:
-        save_statistics(_unshared(statistics), path)
+        save_statistics(statistics, path)
         unfinished.unlink(missing_ok=True)
     return statistics
 
@@ -232,18 +232,3 @@ def _pictures_at_a_time(graphs: Sequence[Graph], halves: int) -> int:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def _unshared(statistics: Statistics) -> Statistics:
-    """The same with tensors of its own for every layer: the file cannot hold one tensor under two names."""
-    seen: set[int] = set()
-
-    def own(site: Any) -> Any:
-        if id(site) not in seen:
-            seen.add(id(site))
-            return site
-        copied = {f.name: None if (t := getattr(site, f.name)) is None else t.clone() for f in dataclasses.fields(site)}
-        return dataclasses.replace(site, **copied)
-
-    components = {name: {site: own(found) for site, found in inner.items()} for name, inner in statistics.components.items()}
-    return dataclasses.replace(statistics, components=components)

@@ -33,6 +33,15 @@ class CalibrationRequest:
     samples: int = SAMPLES
 
 
+def named_sampler(name: str) -> Sampler:
+    """The sampler of a name, with the parameters of its paper.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    return Sampler(name)
+
+
 def calibration_conditions(decided: Plan, prompts: Sequence[str] | None, pictures: int | None) -> Conditions:
     """One condition per picture: the prompts, cut, or repeated from the beginning (with another seed each), to the number of pictures.
 

@@ -254,8 +254,9 @@ def _rows(x: torch.Tensor, chosen: torch.Tensor, within: int) -> torch.Tensor:
 def _histogram(x: torch.Tensor, limit: float) -> torch.Tensor:
     """Counts of all values, int64 [B]."""
     total = torch.zeros(BINS, dtype=torch.int64, device=x.device)
-    for chunk in x.reshape(-1).split(_CHUNK):
-        bins = (chunk * (BINS / 2 / limit)).floor_().to(torch.int32)
+    flat = x.reshape(-1)
+    for start in range(0, flat.numel(), _CHUNK):
+        bins = (flat[start : start + _CHUNK] * (BINS / 2 / limit)).floor_().to(torch.int32)
         total += torch.bincount(bins.add_(BINS // 2), minlength=BINS)
     return total.cpu()
 
