@@ -1,0 +1,282 @@
+"""Mixed precision: every layer of a section gets one of the recipe's choices, so that the pictures suffer least within a budget of bits.
+
+The budget is over the layers that the recipe quantizes, scales and low-rank branches counted: layers that it keeps, and those that the user
+skips, are no part of it. `--budget-bytes` and `--average-bits` override the recipe's own. Layers that the recipe names have what it says
+there; all others may get any choice that suits them.
+
+Layers that read one value are treated alike where the choices differ in what they do to activations, because the value is then prepared
+once; choices of weights alone are free.
+
+Groups of layers are ranked by what suits their name (metric-decoupled allocation, see passes/quantization/allocate.py):
+
+    prompt               prompt-following: the loss of score, or the error of what the prompt adds
+    content, picture     the pictures
+    quality              the denoiser's output
+
+as far as the metric measured it, else by the metric itself. With the metric "end-to-end" the budget is divided between groups by making
+pictures with every division.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dexport.errors import UserError
+from dexport.exporter.options import BuildOptions
+from dexport.exporter.quantization import site_bits, treatments_of
+from dexport.exporter.scorer import load_scorer
+from dexport.exporter.sensitivity import Choices, PictureTrial, Probe, Report, Units, in_memory, measure_sensitivity
+from dexport.exporter.sensitivity_table import SensitivityTable
+from dexport.exporter.torch_pipeline import TorchPipeline
+from dexport.passes.graph import Graph
+from dexport.passes.quantization.allocate import Allocation, Budget, Option, Options, allocate_groups
+from dexport.passes.quantization.decide import Decisions, decide
+from dexport.passes.quantization.recipe import MixedPrecisionSpec, Recipe, Section, Treatment
+from dexport.passes.quantization.scratch import Scratch
+from dexport.passes.quantization.sites import Site, sites
+from dexport.passes.quantization.statistics import Statistics
+
+GROUP_MEASURES = {"prompt": ("score", "prompt"), "content": ("picture",), "picture": ("picture",), "quality": ("output",)}
+"""Name of a group -> the measures that rank it, the first that there is."""
+LayerCost = Callable[[Site, Treatment], float]
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """What was chosen.
+
+    Attributes:
+        overrides: component -> site -> treatment, for `quantized_split`.
+        choices: site -> name of the choice.
+        tables: component -> what was measured.
+        average_bits: per weight of the layers that the recipe quantizes.
+    """
+
+    overrides: Mapping[str, Mapping[str, Treatment]]
+    choices: Mapping[str, str]
+    tables: Mapping[str, SensitivityTable]
+    average_bits: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the user wants of an allocation.
+
+    Attributes:
+        budget_bytes, average_bits: None takes the recipe's average bits.
+        budget_ms: most milliseconds of all layers together, by `milliseconds`; instead of a budget of bits.
+        milliseconds: estimated time of one call of a layer under a treatment.
+        skip: names or `re:` patterns of layers that are kept.
+    """
+
+    probe: Probe
+    budget_bytes: int | None = None
+    average_bits: float | None = None
+    budget_ms: float | None = None
+    milliseconds: LayerCost | None = None
+    skip: tuple[str, ...] = ()
+
+
+def allocate_treatments(
+    pipeline: TorchPipeline,
+    recipe: Recipe,
+    statistics: Statistics,
+    options: BuildOptions,
+    scratch: Scratch,
+    report: Report = lambda stage, done: None,
+) -> Mapping[str, Mapping[str, Treatment]]:
+    """Component -> site -> treatment for the denoiser of a recipe with mixed precision; nothing for one without.
+
+    Raises:
+        UserError: the budget cannot be met (says the smallest possible), or there is none.
+    """
+    section = recipe.section("denoiser")
+    if section is None or section.mixed_precision is None:
+        return {}
+    spec = section.mixed_precision
+    scorer = None if options.scorer is None or spec.metric != "end-to-end" else load_scorer(options.scorer)
+    probe = Probe(metric=spec.metric, ranges=1 if spec.metric == "end-to-end" else 4, scorer=scorer, scorer_name=options.scorer or "")
+    wanted = Wanted(probe=probe, budget_bytes=options.budget_bytes, average_bits=options.average_bits, skip=options.skip)
+    return allocated(pipeline, recipe, section, statistics, wanted, scratch, report).overrides
+
+
+def allocated(
+    pipeline: TorchPipeline, recipe: Recipe, section: Section, statistics: Statistics, wanted: Wanted, scratch: Scratch, report: Report
+) -> Allocated:
+    """The allocation for the denoiser's loop, with everything that led to it.
+
+    Raises:
+        UserError: the budget cannot be met (says the smallest possible), or there is none.
+    """
+    return _Allocation(pipeline, recipe, section, statistics, wanted, scratch).result(report)
+
+
+def choice_units(graph: Graph, names: Mapping[str, Treatment], free: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    """The sites that get a choice, in units that get the same: those that read one value, where choices treat activations differently.
+
+    Args:
+        names: choice -> treatment.
+        free: sites that get a choice.
+    """
+    alike = len({dataclasses.replace(t, weights=None, low_rank=None) for t in names.values()}) == 1
+    units: dict[str, list[str]] = {}
+    for site in sites(graph):
+        if site.name in free:
+            units.setdefault(site.name if alike else site.source, []).append(site.name)
+    return {members[0]: tuple(members) for members in units.values()}
+
+
+def recipe_sensitivity(
+    pipeline: TorchPipeline,
+    recipe: Recipe,
+    statistics: Statistics,
+    probe: Probe,
+    scratch: Scratch,
+    path: Path | None = None,
+    report: Report = lambda stage, done: None,
+) -> SensitivityTable:
+    """How every layer of the loop that a recipe treats suffers: from each of its choices, or from what the recipe does to it.
+
+    Args:
+        path: a JSON file that is written on the way and gone on from.
+
+    Raises:
+        UserError: the recipe leaves the loop alone, or the file is of another measurement.
+    """
+    graph, section = pipeline.split.denoiser.loop, recipe.section("denoiser")
+    treatments = {} if section is None else treatments_of(graph, section, (), f"recipe {recipe.name}: denoiser")
+    treated = {name: t for name, t in treatments.items() if t is not None}
+    if section is None or not treated:
+        fix = "choose another recipe"
+        raise UserError(f"recipe {recipe.name}", expected="layers of the denoiser that it treats", got="none", fix=fix)
+    mixed = section.mixed_precision
+    named: dict[str, dict[str, Treatment]] = {recipe.name: treated}
+    if mixed is not None:
+        named = {choice: dict.fromkeys(treated, t) for choice, t in mixed.choices.items()}
+    seen = statistics.components.get(graph.name, {})
+    choices = {choice: decide(graph, wanted, seen, scratch) for choice, wanted in named.items()}
+    about = {"recipe": recipe.name, "treatments": {name: sorted({repr(t) for t in ts.values()}) for name, ts in named.items()}}
+    units = {name: (name,) for name in treated}
+    return measure_sensitivity(pipeline, graph.name, choices, units, statistics, probe, about=about, path=path, report=report)
+
+
+class _Allocation:
+    """One allocation for the loop of a pipeline."""
+
+    def __init__(
+        self, pipeline: TorchPipeline, recipe: Recipe, section: Section, statistics: Statistics, wanted: Wanted, scratch: Scratch
+    ) -> None:
+        assert section.mixed_precision is not None
+        self._pipeline, self._statistics, self._wanted = pipeline, statistics, wanted
+        self._spec: MixedPrecisionSpec = section.mixed_precision
+        self._where = f"recipe {recipe.name}: mixed_precision"
+        self._graph = graph = pipeline.split.denoiser.loop
+        seen = statistics.components.get(graph.name, {})
+        treatments = treatments_of(graph, section, wanted.skip, f"recipe {recipe.name}: denoiser")
+        named = {name for name in treatments if any(_named(key, name) for key in section.layers)}
+        own = {name: t for name, t in treatments.items() if t is not None and name in named}
+        free = frozenset(name for name, t in treatments.items() if t is not None and name not in named)
+        self._sites = {site.name: site for site in sites(graph)}
+        self._fixed = decide(graph, own, seen, scratch)
+        self._fixed_treatments = own
+        self._choices: Choices = {
+            name: decide(graph, dict.fromkeys(free, treatment), seen, scratch) for name, treatment in self._spec.choices.items()
+        }
+        self._units: Units = choice_units(graph, self._spec.choices, free)
+
+    def result(self, report: Report) -> Allocated:
+        about = {"choices": {name: repr(t) for name, t in self._spec.choices.items()}}
+        table = measure_sensitivity(
+            self._pipeline, self._graph.name, self._choices, self._units, self._statistics, self._wanted.probe, about=about, report=report
+        )
+        groups = self._groups(table)
+        budget = self._budget({unit: found for options in groups.values() for unit, found in options.items()})
+        judge = self._judge(report) if self._wanted.probe.metric == "end-to-end" and len(groups) > 1 else None
+        found = allocate_groups(groups, budget, judge, where=self._where)
+        chosen = {site: choice for unit, choice in found.choices.items() for site in self._units[unit]}
+        overrides = {site: self._spec.choices[choice] for site, choice in chosen.items()}
+        bits = sum(self._bits(site, self._choices[choice]) for site, choice in chosen.items()) + self._fixed_bits()
+        parameters = self._parameters(chosen)
+        return Allocated({self._graph.name: overrides}, chosen, {self._graph.name: table}, bits / max(parameters, 1))
+
+    def _groups(self, table: SensitivityTable) -> dict[str, Options]:
+        """Group -> options of its units; each unit is in the first group whose pattern finds its first site. Units that no choice suits are
+        left out: they stay as they are."""
+        patterns = dict(self._spec.groups) or {"all": "re:."}
+        found: dict[str, dict[str, dict[str, Option]]] = {name: {} for name in patterns}
+        unused = set(patterns)
+        for unit, members in self._units.items():
+            name = next((name for name, pattern in patterns.items() if _named(pattern, members[0])), None)
+            if name is None:
+                fix = 'end the groups with one for the rest, such as quality: "re:."'
+                raise UserError(f"{self._where}: groups", expected="a group for every layer", got=f"none for {members[0]}", fix=fix)
+            unused.discard(name)
+            options = {choice: self._option(table, name, unit, choice) for choice in self._choices if table.has(unit, choice)}
+            if options:
+                found[name][unit] = options
+        if unused:
+            name = sorted(unused)[0]
+            expected, fix = "a layer that it matches", f"layers are named like {', '.join(list(self._units)[:3])}"
+            raise UserError(f"{self._where}: groups: {name}: {patterns[name]}", expected=expected, got="none", fix=fix)
+        return {name: units for name, units in found.items() if units}
+
+    def _option(self, table: SensitivityTable, group: str, unit: str, choice: str) -> Option:
+        measured = table.harms[unit][choice]
+        measure = next((m for m in GROUP_MEASURES.get(group, ()) if m in measured), table.measure)
+        return Option(table.harm(unit, choice, measure), sum(self._size(site, choice) for site in self._units[unit]))
+
+    def _size(self, site: str, choice: str) -> float:
+        """In the unit of the budget."""
+        if self._wanted.budget_ms is None:
+            return self._bits(site, self._choices[choice])
+        return self._milliseconds(site, self._spec.choices[choice])
+
+    def _milliseconds(self, site: str, treatment: Treatment) -> float:
+        assert self._wanted.milliseconds is not None, "a budget of time needs estimates"
+        return self._wanted.milliseconds(self._sites[site], treatment)
+
+    def _bits(self, site: str, decided: Decisions) -> int:
+        """Whole bits, so that sums are exact and a budget that is just met is met."""
+        return round(site_bits(self._sites[site], decided.values[site]) * self._sites[site].parameters)
+
+    def _fixed_bits(self) -> int:
+        return sum(self._bits(site, self._fixed) for site in self._fixed.values)
+
+    def _parameters(self, chosen: Mapping[str, object]) -> int:
+        return sum(self._sites[site].parameters for site in (*chosen, *self._fixed.values))
+
+    def _budget(self, options: Options) -> Budget:
+        wanted = self._wanted
+        if wanted.budget_ms is not None:
+            fixed = sum(self._milliseconds(site, self._fixed_treatments[site]) for site in self._fixed.values)
+            return Budget(wanted.budget_ms, "ms", fixed=fixed)
+        parameters = self._parameters({site: None for unit in options for site in self._units[unit]})
+        average = wanted.average_bits if wanted.average_bits is not None else self._spec.average_bits
+        if wanted.budget_bytes is not None:
+            limit = 8.0 * wanted.budget_bytes
+        elif average is not None:
+            limit = average * parameters
+        else:
+            fix = "add average_bits to the recipe, or give --average-bits or --budget-bytes"
+            raise UserError(self._where, expected="a budget", got="none", fix=fix)
+        return Budget(limit, "bits", parameters, self._fixed_bits())
+
+    def _judge(self, report: Report) -> Callable[[Allocation], float]:
+        """How far pictures of the calibration go astray under an allocation."""
+        trial = PictureTrial(in_memory(self._pipeline), self._graph.name, self._statistics, self._wanted.probe.pictures)
+
+        def judge(allocation: Allocation) -> float:
+            report("divide the budget between groups of layers", None)
+            chosen = {site: choice for unit, choice in allocation.choices.items() for site in self._units[unit]}
+            values = {site: self._choices[choice].values[site] for site, choice in chosen.items()}
+            return trial.error(trial.pictures({**values, **self._fixed.values}))
+
+        return judge
+
+
+def _named(key: str, name: str) -> bool:
+    return bool(re.search(key[3:], name)) if key.startswith("re:") else key == name
