@@ -51,6 +51,7 @@ TESTED_ELSEWHERE = {
     "exporter/step_graphs.py": "exporter/test_step_component.py",
     "exporter/step_trace.py": "exporter/test_step_component.py",
     "runtime/program_check.py": "runtime/test_program.py",
+    "passes/quantization/values.py": "passes/quantization/test_quantize.py",
     # Data, checked as a whole.
     "targets/host.py": "targets/test_catalogue.py",
     "targets/jetson.py": "targets/test_catalogue.py",

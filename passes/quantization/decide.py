@@ -23,7 +23,7 @@ from dexport.passes.quantization.grouping import channel_groups, token_groups
 from dexport.passes.quantization.groups import outlier_tokens
 from dexport.passes.quantization.parts import RealWeight, Rounding, quantized_part
 from dexport.passes.quantization.recipe import MICRO_FORMATS, ActivationSpec, Treatment, WeightSpec
-from dexport.passes.quantization.rotation import random_signs, rotate, rotated_weight
+from dexport.passes.quantization.rotation import hadamard_factors, random_signs, rotate, rotated_weight
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.simulate import simulated_activations
 from dexport.passes.quantization.sites import Site, sites
@@ -70,7 +70,12 @@ def decide(graph: Graph, treatments: Mapping[str, Treatment | None], seen: Mappi
             notes[site.name] = note
     balance = multipliers(graph, wanted, seen)
     for site, treatment in wanted.items():
-        values[site.name] = _Site(graph, site, treatment, seen.get(site.name), balance.get(site.name), scratch).values()
+        prepared = _Site(graph, site, treatment, seen.get(site.name), balance.get(site.name), scratch)
+        if (reason := prepared.refusal()) is None:
+            values[site.name] = prepared.values()
+        else:
+            skipped[site.name] = reason
+            notes.pop(site.name, None)
     return Decisions(values, skipped, notes)
 
 
@@ -79,11 +84,14 @@ def fitted_treatment(site: Site, treatment: Treatment) -> tuple[Treatment, str]:
 
     Convolutions have no blocks, tokens, rotation, branch or centre; a block that does not divide the inputs is made smaller.
     """
-    notes = []
+    notes: list[str] = []
     weights, activations = treatment.weights, treatment.activations
     assert weights is not None
     block = weights.block
     if site.kind == "conv":
+        if weights.rounding == "gptq":
+            weights = replace(weights, rounding="nearest")
+            notes.append("rounded to the nearest: GPTQ is for linears")
         if block and weights.format not in MICRO_FORMATS:
             weights = replace(weights, granularity="channel")
             notes.append("a scale per channel: kernels have no blocks")
@@ -93,6 +101,9 @@ def fitted_treatment(site: Site, treatment: Treatment) -> tuple[Treatment, str]:
         return replace(
             treatment, weights=weights, activations=activations, balance=None, rotate=None, low_rank=None, bypass_tokens=0
         ), "; ".join(notes)
+    if treatment.rotate and treatment.split_concat:
+        treatment = replace(treatment, split_concat=False)
+        notes.append("the pieces of its input are quantized together: rotation mixes them")
     if block and site.inputs % block and weights.format not in MICRO_FORMATS:
         smaller = next((b for b in range(block, _SMALLEST_BLOCK - 1, -1) if site.inputs % b == 0), None)
         granularity = f"block-{smaller}" if smaller else "channel"
@@ -110,8 +121,26 @@ def _refusal(site: Site, treatment: Treatment, seen: SiteStatistics | None) -> s
         return "calibration did not reach it"
     if (reason := fits(site.shape, weights)) is not None:
         return reason
-    if activations is not None and activations.block and site.inputs % activations.block:
+    if treatment.low_rank is not None and treatment.low_rank.rank > min(site.shape):
+        return f"a branch of rank {treatment.low_rank.rank} is larger than its weight {'x'.join(map(str, site.shape))}"
+    if treatment.rotate:
+        try:
+            hadamard_factors(site.inputs)
+        except ValueError as error:
+            return str(error)
+    return None if activations is None else _activation_refusal(site, treatment, activations, seen)
+
+
+def _activation_refusal(site: Site, treatment: Treatment, activations: ActivationSpec, seen: SiteStatistics | None) -> str | None:
+    if site.kind == "conv" and activations.format in MICRO_FORMATS:
+        return f"{activations.format} is for linears: kernels have no blocks"
+    if activations.block and site.inputs % activations.block:
         return f"{site.inputs} inputs are no multiple of the activation block of {activations.block}"
+    if activations.granularity.startswith("token") and not activations.mode.startswith("dynamic"):
+        if seen is None or seen.token_minimum is None:
+            return "the number of its tokens is not fixed: constant scales per token are unknown"
+        if treatment.balance is not None or treatment.rotate:
+            return "constant scales per token are not known after balancing or rotation"
     return None
 
 
@@ -126,9 +155,22 @@ class _Site:
         self._signs = random_signs(site.inputs, site.inputs) if treatment.rotate else None
         self._bypass = _bypass(treatment, seen)
         self._seen = seen
-        node = next(n for n in graph.module.graph.nodes if n.name == site.node)
-        self._source: fx.Node = node.args[0]
-        self._dtype: torch.dtype = value(node).dtype
+        self._node: fx.Node = next(n for n in graph.module.graph.nodes if n.name == site.node)
+        self._source: fx.Node = self._node.all_input_nodes[0]
+        self._dtype: torch.dtype = value(self._node).dtype
+
+    def refusal(self) -> str | None:
+        """Why this site cannot be treated, as far as its input decides that."""
+        shape, spec, activations = value(self._source).shape, self._treatment.weights, self._treatment.activations
+        assert spec is not None
+        if self._bypass and (len(shape) != 3 or self._bypass >= shape[1]):
+            return f"its input has no {self._bypass} leading tokens beside others"
+        for channels in self._splits():
+            count = self._site.inputs if channels is None else len(channels)
+            for block in (spec.block, 0 if activations is None else activations.block):
+                if block and count % block:
+                    return f"{count} inputs of a part are no multiple of the block of {block}"
+        return None
 
     def values(self) -> SiteValues:
         weight = _transformed(self._graph.weights[self._site.weight], self._multiplier, self._signs)
@@ -155,7 +197,7 @@ class _Site:
 
     def _splits(self) -> list[tuple[int, ...] | None]:
         """Channels of every part: pieces of a concatenated input, groups of similar channels, or all."""
-        pieces = _pieces(self._source, self._site) if self._treatment.split_concat else []
+        pieces = _pieces(self._node, self._site) if self._treatment.split_concat else []
         if len(pieces) > 1:
             return list(pieces)
         activations = self._treatment.activations
@@ -220,8 +262,11 @@ def _bypass(treatment: Treatment, seen: SiteStatistics | None) -> int:
     return outlier_tokens(seen.token_minimum, seen.token_maximum)
 
 
-def _pieces(source: fx.Node, site: Site) -> list[tuple[int, ...]]:
-    """Channels of the values that a concatenation along the channels joins, in order."""
+def _pieces(node: fx.Node, site: Site) -> list[tuple[int, ...]]:
+    """Channels of the values that a concatenation along the channels joins, in order; none for grouped convolutions."""
+    source = node.all_input_nodes[0]
+    if value(source).shape[1 if site.kind == "conv" else -1] != site.inputs:
+        return []
     axis = 1 if site.kind == "conv" else value(source).dim() - 1
     if source.target is not torch.ops.aten.cat.default or not isinstance(source.args[0], list | tuple):
         return []

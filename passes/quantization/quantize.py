@@ -45,8 +45,11 @@ def quantize(graph: Graph, values: Mapping[str, SiteValues]) -> Quantized:
     """
     known = {site.name: site for site in sites(graph)}
     rewriter = _Rewriter(graph, _table_columns(values))
-    for name, decided in values.items():
-        rewriter.replace(known[name], decided)
+    if unknown := values.keys() - known.keys():
+        raise KeyError(sorted(unknown)[0])
+    for name, site in known.items():  # in graph order: what sites share stands in front of the first
+        if name in values:
+            rewriter.replace(site, values[name])
     return rewriter.finish()
 
 
@@ -106,7 +109,8 @@ class _Rewriter:
         x = self._prepared(site, x, decided)
         result: fx.Node | None = None
         for number, part in enumerate(decided.parts):
-            piece = self._quantized_linear(f"{site.name}.{number}", self._picked(x, part.channels), part, bias if number == 0 else None)
+            picked = self._picked(x, part.channels, value(x).dim() - 1)
+            piece = self._quantized_linear(f"{site.name}.{number}", picked, part, bias if number == 0 else None)
             piece.meta["site"] = site.name
             result = piece if result is None else self._call(aten.add.Tensor, result, piece)
         assert result is not None
@@ -137,24 +141,25 @@ class _Rewriter:
     def _rotated(self, site: Site, x: fx.Node, signs: torch.Tensor) -> fx.Node:
         return rotation_nodes(self._nodes, x, signs, lambda name, tensor: self._real(f"{site.name}.{name}", tensor, x))
 
-    def _picked(self, x: fx.Node, channels: tuple[int, ...] | None) -> fx.Node:
-        """The channels of a part: a slice where they are neighbours, else an index."""
+    def _picked(self, x: fx.Node, channels: tuple[int, ...] | None, axis: int) -> fx.Node:
+        """The channels of a part, which lie on `axis`: a slice where they are neighbours, else an index."""
         if channels is None:
             return x
         first, last = channels[0], channels[-1]
         if channels == tuple(range(first, last + 1)):
-            return self._once((x, channels), lambda: self._call(aten.slice.Tensor, x, value(x).dim() - 1, first, last + 1))
+            return self._once((x, channels), lambda: self._call(aten.slice.Tensor, x, axis, first, last + 1))
 
         def select() -> fx.Node:
-            index = self._attribute(f"channels.{x.name}.{first}.{len(channels)}", torch.tensor(channels))
-            return self._call(aten.index_select.default, x, value(x).dim() - 1, index)
+            index = self._attribute(f"channels.{len(self._new)}", torch.tensor(channels))
+            return self._call(aten.index_select.default, x, axis, index)
 
         return self._once((x, channels), select)
 
     def _quantized_linear(self, name: str, x: fx.Node, part: QuantizedPart, bias: Any) -> fx.Node:
         codes, scale, coarse = self._codes(name, part)
         a = part.activations or ActivationValues("", "none")
-        scaled, centre = (self._activation(f"{name}.{n}", t, a.mode, x) for n, t in (("activation_scale", a.scale), ("centre", a.centre)))
+        scaled = self._activation(f"{name}.activation_scale", a.scale, a.mode, x, tokens=True)
+        centre = self._activation(f"{name}.centre", a.centre, a.mode, x, tokens=False)
         operation = torch.ops.dexport.quantized_linear.default
         return self._call(operation, x, codes, scale, coarse, bias, scaled, centre, part.format, a.format, a.mode, a.block, a.micro)
 
@@ -162,22 +167,21 @@ class _Rewriter:
         spatial = len(site.shape) - 2
         x, _, bias, stride, padding, dilation, groups = (*node.args, *(None, 1, 0, 1, 1)[len(node.args) - 2 :])
         assert isinstance(x, fx.Node)
+        assert decided.multiplier is None and decided.signs is None and decided.branch is None and not decided.bypass
         sizes = [list(v) if isinstance(v, list | tuple) else [v] * spatial for v in (stride, padding, dilation)]
         result: fx.Node | None = None
         for number, part in enumerate(decided.parts):
-            piece = self._quantized_conv(f"{site.name}.{number}", x, part, bias if number == 0 else None, sizes, groups)
+            picked = self._picked(x, part.channels, 1)
+            piece = self._quantized_conv(f"{site.name}.{number}", picked, part, bias if number == 0 else None, sizes, groups)
             piece.meta["site"] = site.name
             result = piece if result is None else self._call(aten.add.Tensor, result, piece)
         assert result is not None
         return result
 
     def _quantized_conv(self, name: str, x: fx.Node, part: QuantizedPart, bias: Any, sizes: list[list[Any]], groups: Any) -> fx.Node:
-        if part.channels is not None:
-            first, last = part.channels[0], part.channels[-1]
-            x = self._once((x, part.channels), lambda before=x: self._call(aten.slice.Tensor, before, 1, first, last + 1))
         codes, scale, _ = self._codes(name, part)
         a = part.activations or ActivationValues("", "none")
-        scaled = self._activation(f"{name}.activation_scale", a.scale, a.mode, x)
+        scaled = self._activation(f"{name}.activation_scale", a.scale, a.mode, x, tokens=False)
         operation = torch.ops.dexport.quantized_conv.default
         return self._call(operation, x, codes, scale, bias, scaled, part.format, a.format, a.mode, *sizes, groups)
 
@@ -185,13 +189,13 @@ class _Rewriter:
         coarse = None if part.coarse is None else self._weight(f"{name}.coarse", part.coarse)
         return self._weight(f"{name}.codes", part.codes), self._weight(f"{name}.scale", part.scale), coarse
 
-    def _activation(self, name: str, tensor: torch.Tensor | None, mode: str, x: fx.Node) -> fx.Node | None:
-        """A scale or centre: a constant, or its columns of the packed step values."""
+    def _activation(self, name: str, tensor: torch.Tensor | None, mode: str, x: fx.Node, *, tokens: bool) -> fx.Node | None:
+        """A scale or centre: a constant, or its columns of the packed step values, which are one per token or else one per channel."""
         if tensor is None:
             return None
-        return self._from_table(tensor, x) if mode == "table" else self._real(name, tensor, x)
+        return self._from_table(tensor, x, tokens) if mode == "table" else self._real(name, tensor, x)
 
-    def _from_table(self, tensor: torch.Tensor, x: fx.Node) -> fx.Node:
+    def _from_table(self, tensor: torch.Tensor, x: fx.Node, tokens: bool) -> fx.Node:
         packed = self._packed
         assert packed is not None
         start = sum(c[0].numel() for c in self._columns[: next(i for i, c in enumerate(self._columns) if c is tensor)])
@@ -199,8 +203,8 @@ class _Rewriter:
 
         def cut() -> fx.Node:
             piece = self._call(aten.slice.Tensor, packed, 1, start, start + tensor[0].numel())
-            per_channel = tensor[0].numel() in (1, value(x).shape[-1])
-            shaped = piece if per_channel else self._call(aten.reshape.default, piece, [-1, 1])
+            per_token = tokens and tensor[0].numel() > 1
+            shaped = self._call(aten.reshape.default, piece, [-1, 1]) if per_token else piece
             return shaped if dtype is torch.float32 else self._call(aten._to_copy.default, shaped, dtype=dtype)
 
         return self._once((id(tensor), dtype), cut)
