@@ -34,7 +34,7 @@ def quantize_rows(x: torch.Tensor, number: Format, block: int) -> torch.Tensor:
     """x with a scale per row, or per block of `block` neighbours in a row if `block` is not 0. Differentiable."""
     if not block:
         return fake_quantize(x, dynamic_scale(x, number), number)
-    blocks = x.unflatten(-1, (-1, block))
+    blocks = torch.unflatten(x, -1, (-1, block))
     return fake_quantize(blocks, dynamic_scale(blocks, number), number).flatten(-2)
 
 
@@ -44,7 +44,7 @@ def quantize_micro_blocks(x: torch.Tensor, number: Format, block: int, scale: to
     With `scale` (NVFP4) a block's scale is absmax / largest / scale rounded to e4m3, times `scale`. Without it (MXFP4, OCP MX 1.0,
     section 6.3) it is the power of two 2^(floor(log2 absmax) - exponent of the largest number).
     """
-    blocks = x.unflatten(-1, (-1, block))
+    blocks = torch.unflatten(x, -1, (-1, block))
     return fake_quantize(blocks, micro_scale(blocks.detach(), number, scale), number).flatten(-2)
 
 

@@ -276,6 +276,7 @@ def _pieces(node: fx.Node, site: Site) -> list[tuple[int, ...]]:
         return []
     bounds, start = [], 0
     for piece in source.args[0]:
+        assert isinstance(piece, fx.Node)
         size = int(value(piece).shape[axis])
         bounds.append(tuple(range(start, start + size)))
         start += size

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 from dexport.passes.quantization.groups import group, group_scales, spread
 from dexport.passes.quantization.recipe import ActivationSpec
 from dexport.passes.quantization.statistics import SiteStatistics
@@ -25,7 +27,7 @@ def channel_groups(seen: SiteStatistics, spec: ActivationSpec) -> list[tuple[int
     if asked is None or asked[0] != "channel":
         return []
     found = group(seen.minimum.amin(0), seen.maximum.amax(0), asked[1])
-    return [tuple(sorted(piece.tolist())) for piece in found.permutation.split(list(found.sizes))]
+    return [tuple(sorted(piece.tolist())) for piece in torch.split(found.permutation, list(found.sizes))]
 
 
 def token_groups(seen: SiteStatistics, spec: ActivationSpec) -> ActivationValues | None:

@@ -91,6 +91,7 @@ def _lazy(
     outputs, inputs, *kernel = weight.shape
     number = MICRO_FORMATS.get(spec.format, (spec.format, 0))[0]
     scales = {"nvfp4": torch.float8_e4m3fn, "mxfp4": torch.float8_e8m0fnu}
+    scale_shape: tuple[int, ...]
     if spec.block:
         scale_shape, scale_dtype = (outputs, inputs // spec.block), scales.get(spec.format, torch.float16)
     else:

@@ -73,7 +73,10 @@ class _Rewriter:
         self._new: dict[str, torch.Tensor] = {}
         self._weights: dict[str, Weight] = dict(graph.weights)
         self._made: dict[Any, fx.Node] = {}
-        self._packed, self._ports = self._enter() if columns else (None, graph.inputs)
+        self._packed: fx.Node | None = None
+        self._ports = graph.inputs
+        if columns:
+            self._packed, self._ports = self._enter()
 
     def _enter(self) -> tuple[fx.Node, tuple[Port, ...]]:
         width = sum(column[0].numel() for column in self._columns)
@@ -109,8 +112,9 @@ class _Rewriter:
         x = self._prepared(site, x, decided)
         result: fx.Node | None = None
         for number, part in enumerate(decided.parts):
-            picked = self._picked(x, part.channels, value(x).dim() - 1)
-            piece = self._quantized_linear(f"{site.name}.{number}", picked, part, bias if number == 0 else None)
+            name = f"{site.name}.{number}"
+            picked = self._picked(name, x, part.channels, value(x).dim() - 1)
+            piece = self._quantized_linear(name, picked, part, bias if number == 0 else None)
             piece.meta["site"] = site.name
             result = piece if result is None else self._call(aten.add.Tensor, result, piece)
         assert result is not None
@@ -129,19 +133,20 @@ class _Rewriter:
 
     def _prepared(self, site: Site, x: fx.Node, decided: SiteValues) -> fx.Node:
         """x multiplied and rotated."""
-        if (m := decided.multiplier) is not None:
-            x = self._once((x, id(m)), lambda before=x: self._multiplied(site, before, m))
-        if (signs := decided.signs) is not None:
-            x = self._once((x, signs.numel()), lambda before=x: self._rotated(site, before, signs))
-        return x
+        if decided.multiplier is not None:
+            x = self._multiplied(site, x, decided.multiplier)
+        return x if decided.signs is None else self._rotated(site, x, decided.signs)
 
     def _multiplied(self, site: Site, x: fx.Node, m: torch.Tensor) -> fx.Node:
-        return self._call(aten.mul.Tensor, x, self._real(f"{site.name}.multiplier", m, x))
+        return self._once((x, id(m)), lambda: self._call(aten.mul.Tensor, x, self._real(f"{site.name}.multiplier", m, x)))
 
     def _rotated(self, site: Site, x: fx.Node, signs: torch.Tensor) -> fx.Node:
-        return rotation_nodes(self._nodes, x, signs, lambda name, tensor: self._real(f"{site.name}.{name}", tensor, x))
+        def write() -> fx.Node:
+            return rotation_nodes(self._nodes, x, signs, lambda name, tensor: self._real(f"{site.name}.{name}", tensor, x))
 
-    def _picked(self, x: fx.Node, channels: tuple[int, ...] | None, axis: int) -> fx.Node:
+        return self._once((x, "rotated", tuple(signs.tolist())), write)
+
+    def _picked(self, name: str, x: fx.Node, channels: tuple[int, ...] | None, axis: int) -> fx.Node:
         """The channels of a part, which lie on `axis`: a slice where they are neighbours, else an index."""
         if channels is None:
             return x
@@ -150,7 +155,7 @@ class _Rewriter:
             return self._once((x, channels), lambda: self._call(aten.slice.Tensor, x, axis, first, last + 1))
 
         def select() -> fx.Node:
-            index = self._attribute(f"channels.{len(self._new)}", torch.tensor(channels))
+            index = self._attribute(f"{name}.channels", torch.tensor(channels))
             return self._call(aten.index_select.default, x, axis, index)
 
         return self._once((x, channels), select)
@@ -165,14 +170,16 @@ class _Rewriter:
 
     def _conv(self, site: Site, node: fx.Node, decided: SiteValues) -> fx.Node:
         spatial = len(site.shape) - 2
-        x, _, bias, stride, padding, dilation, groups = (*node.args, *(None, 1, 0, 1, 1)[len(node.args) - 2 :])
+        arguments: tuple[Any, ...] = (*node.args, *(None, 1, 0, 1, 1)[len(node.args) - 2 :])
+        x, _, bias, stride, padding, dilation, groups = arguments
         assert isinstance(x, fx.Node)
         assert decided.multiplier is None and decided.signs is None and decided.branch is None and not decided.bypass
         sizes = [list(v) if isinstance(v, list | tuple) else [v] * spatial for v in (stride, padding, dilation)]
         result: fx.Node | None = None
         for number, part in enumerate(decided.parts):
-            picked = self._picked(x, part.channels, 1)
-            piece = self._quantized_conv(f"{site.name}.{number}", picked, part, bias if number == 0 else None, sizes, groups)
+            name = f"{site.name}.{number}"
+            picked = self._picked(name, x, part.channels, 1)
+            piece = self._quantized_conv(name, picked, part, bias if number == 0 else None, sizes, groups)
             piece.meta["site"] = site.name
             result = piece if result is None else self._call(aten.add.Tensor, result, piece)
         assert result is not None

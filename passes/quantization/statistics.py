@@ -159,7 +159,8 @@ def load_statistics(path: Path) -> Statistics:
 
 
 def _read(about: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Statistics:
-    schedule = Schedule(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["schedule"].items()})
+    given = about["schedule"]
+    schedule = Schedule(given["scheduler"], given["steps"], tuple(given["timesteps"]), tuple(given["sigmas"]))
     samples = Samples(
         prompts=tuple(about["prompts"]),
         seeds=tuple(about["seeds"]),
@@ -177,7 +178,7 @@ def _components(tensors: Mapping[str, torch.Tensor], same: Mapping[str, str]) ->
     for name, tensor in tensors.items():
         component, site, field = name.split("/")
         fields.setdefault(component, {}).setdefault(site, {})[field] = tensor
-    optional: dict[str, None] = dict.fromkeys(("token_minimum", "token_maximum"))
+    optional: dict[str, Any] = dict.fromkeys(("token_minimum", "token_maximum"))
     components = {name: {site: SiteStatistics(**(optional | found)) for site, found in inner.items()} for name, inner in fields.items()}
     for place, first in same.items():
         (component, site), (other, origin) = place.split("/"), first.split("/")

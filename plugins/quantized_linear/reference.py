@@ -39,7 +39,7 @@ def dequantized(
     fine = scale.to(dtype) if coarse is None else scale.to(dtype) * coarse.to(dtype)
     codes = format_of(number).decode(weight, dtype)
     if fine.dim() == 2 and fine.shape[1] > 1:
-        return (codes.unflatten(1, (fine.shape[1], -1)) * fine[..., None]).flatten(1)
+        return (torch.unflatten(codes, 1, (fine.shape[1], -1)) * fine[..., None]).flatten(1)
     return codes * fine
 
 

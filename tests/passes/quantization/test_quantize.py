@@ -146,6 +146,26 @@ def test_multipliers_of_their_own_are_not_shared(graph: Graph) -> None:
     assert torch.allclose(run(found, inputs)["out"], run(graph, inputs)["out"], rtol=1e-4, atol=1e-4)
 
 
+def test_rotations_of_their_own_are_not_shared(graph: Graph) -> None:
+    values = {}
+    for seed, name in enumerate("qk"):
+        signs = random_signs(CHANNELS, seed)
+        values[name] = SiteValues((_part(rotated_weight(_real(graph, name), signs), spec=WeightSpec(format="int8")),), signs=signs)
+    found, inputs = quantize(graph, values).graph, latent(graph)
+    for name in "qk":
+        exact = functional.linear(entering(graph, inputs)[name], _real(graph, name), _bias(graph, name))
+        assert float((leaving(found, inputs, name) - exact).norm() / exact.norm()) < 0.02
+
+
+def test_a_graph_may_be_quantized_site_after_site(graph: Graph) -> None:
+    """What was written first stays what it is."""
+    spec, inputs, found = WeightSpec(format="int8", granularity="tensor"), latent(graph), graph
+    for name, first in (("q", (0, 2, 4)), ("k", (0, 3, 6))):
+        rest = tuple(k for k in range(CHANNELS) if k not in first)
+        found = quantize(found, {name: SiteValues(tuple(_part(_real(graph, name), None, c, spec) for c in (first, rest)))}).graph
+    assert torch.allclose(run(found, inputs)["out"], run(graph, inputs)["out"], rtol=1e-4, atol=1e-4)
+
+
 TABLES = {
     "tensor": (torch.tensor([0.01, 0.02, 0.004]), None),
     "tokens": (torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.005, None),
