@@ -4,7 +4,7 @@
     table, dynamic    x / s -> clip -> Q(1) DQ(1) MatMul -> * s            the *fold*: a scale that is no constant stays outside Q and DQ
 
 A scale that is computed or gathered and fed to Q or DQ itself makes TensorRT run the GEMM in half precision without a message; the fold
-costs no kernel, because both products fuse with their neighbours. Zero points are 0 everywhere (TensorRT takes no others): an asymmetric
+costs no kernel, because both products fuse with their neighbours. Zero points mean 0 everywhere (TensorRT takes no others): an asymmetric
 range is a centre that is subtracted before and returns as c W^T behind. The bias comes after the rescaling.
 """
 
@@ -24,18 +24,26 @@ from dexport.plugins.quantized_linear.reference import dequantized
 _SMALLEST = {ir.DataType.FLOAT16: 2.0**-24}
 """Of a dynamic scale; the default is that of `plugins.activations` for a row of zeros."""
 _INT4_OPSET = 21
+_MIDDLE = {ir.DataType.UINT8: 128}
 
 
-def integer_linear(site: Site, writer: Writer, *, four_bits: bool) -> ir.Value:
+def integer_linear(site: Site, writer: Writer, *, four_bits: bool, code: ir.DataType = ir.DataType.INT8) -> ir.Value:
     """y [B..., N, O] of a linear whose weight has one scale per tensor or output channel.
 
     Args:
         four_bits: store codes of 4 bits as INT4 (opset 21) and widen them when the model is loaded; else as INT8.
+        code: of activations; the same numbers as UINT8 around 128 are what ONNX Runtime wants: int8 ones that several linears share are
+            multiplied in fp32 there (measured).
     """
+    weight = writer.op("DequantizeLinear", _widened(codes(site, writer, four_bits=four_bits), writer), integer_scale(site, writer), axis=1)
+    return scaled_product(site, writer, weight, code)
+
+
+def scaled_product(site: Site, writer: Writer, weight: ir.Value, code: ir.DataType) -> ir.Value:
+    """y of a linear whose activations pass through numbers of type `code`, with the real weight [I, O] behind its DQ."""
     centre, shift = _centre(site, writer)
     x = site.x if centre is None else writer.op("Sub", site.x, centre)
-    quantized, rescale = quantize(site, writer, x)
-    weight = writer.op("DequantizeLinear", _widened(codes(site, writer, four_bits=four_bits), writer), row_scale(site, writer), axis=1)
+    quantized, rescale = quantize(site, writer, x, code)
     y = writer.op("MatMul", quantized, weight)
     if rescale is not None:
         y = writer.op("Mul", y, rescale)
@@ -45,28 +53,33 @@ def integer_linear(site: Site, writer: Writer, *, four_bits: bool) -> ir.Value:
     return y if bias is None else writer.op("Add", y, bias)
 
 
-def quantize(site: Site, writer: Writer, x: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """x behind Q and DQ, and the factor that the result of the MatMul still needs (None: none)."""
+def quantize(site: Site, writer: Writer, x: ir.Value, code: ir.DataType) -> tuple[ir.Value, ir.Value | None]:
+    """x behind Q and DQ, and the factor that the result of the product still needs (None: none)."""
     constant = scalar_constant(writer, site.activation_scale)
-    number = site.activation_format
     if constant is not None:
-        scale = writer.constant(constant, site.dtype)
-        clipped = x if number.bits == 8 else _clip(writer, x, number.lowest * constant, number.largest * constant, site.dtype)
-        return _through_int8(writer, clipped, scale), None
+        return _through(writer, clipped(site, writer, x, constant), writer.constant(constant, site.dtype), code), None
+    folded, rescale = folded_activation(site, writer, x)
+    return _through(writer, folded, writer.constant(1.0, site.dtype), code), rescale
+
+
+def folded_activation(site: Site, writer: Writer, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """x over its scale, inside the range of the format, and the scale."""
     rescale = site.activation_scale if site.activation_scale is not None else _dynamic_scale(site, writer, x)
-    folded = writer.op("Div", x, rescale)
-    if number.bits < 8:
-        folded = _clip(writer, folded, number.lowest, number.largest, site.dtype)
-    return _through_int8(writer, folded, writer.constant(1.0, site.dtype)), rescale
+    return clipped(site, writer, writer.op("Div", x, rescale), 1.0), rescale
 
 
-def _through_int8(writer: Writer, x: ir.Value, scale: ir.Value) -> ir.Value:
-    zero = writer.constant(0, ir.DataType.INT8)
+def clipped(site: Site, writer: Writer, x: ir.Value, scale: float) -> ir.Value:
+    """x inside the range of the format times `scale`; Q itself ends the range of 8 bits."""
+    number = site.activation_format
+    if number.bits == 8:
+        return x
+    low, high = (writer.constant(end * scale, site.dtype) for end in (number.lowest, number.largest))
+    return writer.op("Clip", x, low, high)
+
+
+def _through(writer: Writer, x: ir.Value, scale: ir.Value, code: ir.DataType) -> ir.Value:
+    zero = writer.constant(_MIDDLE.get(code, 0), code)
     return writer.op("DequantizeLinear", writer.op("QuantizeLinear", x, scale, zero), scale, zero)
-
-
-def _clip(writer: Writer, x: ir.Value, low: float, high: float, dtype: ir.DataType) -> ir.Value:
-    return writer.op("Clip", x, writer.constant(low, dtype), writer.constant(high, dtype))
 
 
 def _dynamic_scale(site: Site, writer: Writer, x: ir.Value) -> ir.Value:
@@ -99,13 +112,12 @@ def _widened(integers: ir.Value, writer: Writer) -> ir.Value:
     return writer.op("Cast", integers, to=ir.DataType.INT8.value) if integers.dtype is ir.DataType.INT4 else integers
 
 
-def row_scale(site: Site, writer: Writer) -> ir.Value:
-    """The weight's scale per output channel for the integers of `codes`, [O].
+def row_scale(site: Site, writer: Writer, step: float = 1.0) -> ir.Value:
+    """The weight's scale per output channel times `step`, [O].
 
     One per tensor is repeated, so that the compiler can merge GEMMs of one input.
     """
-    step, dtype, count = integer_step(site.weight_format), torch_type(site.dtype), site.weight.shape[0]
-    assert step is not None
+    dtype, count = torch_type(site.dtype), site.weight.shape[0]
 
     def change(scale: torch.Tensor) -> torch.Tensor:
         return (scale.to(dtype) * step).reshape(-1).expand(count)
@@ -113,6 +125,13 @@ def row_scale(site: Site, writer: Writer) -> ir.Value:
     return writer.weight(
         f"{site.name}.scale", plain(derived(site.weight_scale, (count,), dtype, f"per channel times {step} as {dtype}", change))
     )
+
+
+def integer_scale(site: Site, writer: Writer) -> ir.Value:
+    """The scale per output channel for the integers of `codes`, [O]."""
+    step = integer_step(site.weight_format)
+    assert step is not None
+    return row_scale(site, writer, step)
 
 
 def _centre(site: Site, writer: Writer) -> tuple[ir.Value | None, ir.Value | None]:
@@ -129,7 +148,7 @@ def _centre(site: Site, writer: Writer) -> tuple[ir.Value | None, ir.Value | Non
         return writer.constant(source.load(), site.dtype), None
     if site.centre.shape is not None and all(d == 1 for d in site.centre.shape):
         return site.centre, writer.op("Mul", site.centre, _row_sums(site, writer))
-    real = writer.op("Mul", writer.op("Cast", codes(site, writer, four_bits=False), to=site.dtype.value), row_scale(site, writer))
+    real = writer.op("Mul", writer.op("Cast", codes(site, writer, four_bits=False), to=site.dtype.value), integer_scale(site, writer))
     row = writer.op("Reshape", site.centre, writer.constant([1, site.inputs], ir.DataType.INT64))
     return site.centre, writer.op("MatMul", row, real)
 

@@ -15,6 +15,7 @@ from dexport.passes.graph import Weight
 from dexport.plugins.formats import Format, format_of
 
 _LARGEST_INT8 = 127.0
+_UNUSED = "int8"  # of activations that stay as they are
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def read_site(node: ir.Node, writer: Writer) -> Site:
         operands["activation_scale"],
         operands.get("centre"),
         format_of(text("weight_format")),
-        format_of(text("activation_format")),
+        format_of(text("activation_format") or _UNUSED),
         text("activation_mode"),
         attributes.get_int("activation_block") if linear else 0,
         text("micro") if linear else "",

@@ -38,6 +38,11 @@ class Writer:
         version = 1 if domain else None
         return self._tape.op(kind, inputs, attributes, domain=domain, version=version)
 
+    def pair(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> tuple[ir.Value, ir.Value]:
+        """Appends a node of two outputs."""
+        first, second = self._tape.op_multi_out(kind, inputs, attributes, num_outputs=2, domain=domain, version=1 if domain else None)
+        return first, second
+
     def nodes(self) -> list[ir.Node]:
         """The nodes since the last call."""
         made, self._tape = list(self._tape.nodes), tape.Tape()

@@ -15,7 +15,7 @@ from dexport.exporter.engines.openvino import ir_from_onnx
 from dexport.exporter.external_data import WeightFile
 from dexport.exporter.onnx import onnx_from_graph
 from dexport.passes.graph import Graph
-from dexport.runtime.backends.onnxruntime import OnnxRuntimeEngine
+from dexport.runtime.backends.onnxruntime import OnnxRuntimeEngine, session_entries
 from dexport.runtime.backends.openvino import OpenVinoEngine
 from dexport.targets.formats import Backend
 
@@ -46,6 +46,8 @@ def onnxruntime_nodes(path: Path) -> Counter[str]:
     """Operators of the model as ONNX Runtime runs it."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    for key, value in session_entries(path).items():
+        options.add_session_config_entry(key, value)
     options.optimized_model_filepath = str(path.with_name("optimized.onnx"))
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
