@@ -71,7 +71,7 @@ def refine(
     def refined(graph: Graph, decisions: Decisions) -> Decisions:
         section = recipe.sections["denoiser"]
         assert section.reconstruction is not None
-        wanted = _learned(graph, section, dict((overrides or {}).get(graph.name, {}))) & decisions.values.keys()
+        wanted = _learned(graph, section, (overrides or {}).get(graph.name, {})) & decisions.values.keys()
         entering = loop_inputs(pipeline, statistics)
         return _Reconstruction(graph, decisions, section.reconstruction, wanted, entering, scratch, report).decisions()
 
@@ -80,7 +80,7 @@ def refine(
 
 def _learned(graph: Graph, section: Section, overrides: Mapping[str, Treatment | None]) -> set[str]:
     """The sites whose rounding is learned."""
-    treatments = section.treatments([site.name for site in sites(graph)], ends(graph), "reconstruction") | overrides
+    treatments = section.treatments([site.name for site in sites(graph)], ends(graph), "reconstruction") | dict(overrides)
     return {n for n, t in treatments.items() if t is not None and t.weights is not None and t.weights.rounding == "adaround"}
 
 
@@ -149,7 +149,7 @@ def _merged(chunks: list[torch.Tensor], steps: int) -> torch.Tensor:
     """Chunks of rows in one; where there are steps, they come first in every chunk and in the whole."""
     if not steps:
         return torch.cat(chunks)
-    return torch.cat([chunk.unflatten(0, (steps, -1)) for chunk in chunks], 1).flatten(0, 1)
+    return torch.cat([chunk.reshape(steps, -1, *chunk.shape[1:]) for chunk in chunks], 1).flatten(0, 1)
 
 
 def _encoded(pipeline: TorchPipeline, statistics: Statistics, prompts: tuple[str, ...], timesteps: torch.Tensor) -> dict[str, torch.Tensor]:

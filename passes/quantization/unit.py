@@ -82,8 +82,9 @@ class Computation:
         return results
 
     def _computed(self, node: fx.Node, values: dict[fx.Node, Any], batch: int) -> Any:
-        args, kwargs = (fx.node.map_arg(a, lambda n: self._get(n, values, batch)) for a in (node.args, node.kwargs))
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: self._get(n, values, batch))
+        target: Any = node.target
+        return target(*arguments[0], **arguments[1])
 
     def _get(self, node: Any, values: dict[fx.Node, Any], batch: int) -> Any:
         """A value that is known, a weight, a size, or a constant, computed when it is needed."""

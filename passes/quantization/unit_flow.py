@@ -125,7 +125,7 @@ class Flow:
         read = {s for node in computation.nodes for s in node.all_input_nodes}
         quantized = QuantizedSites(self._graph, computation.nodes, decided)
         results: Live = {}
-        for row in self._every.split(self._batch):
+        for row in torch.split(self._every, self._batch):
             values = {n: self.static[n].rows(row) for n in read & self.static.keys()} | {n: live[n][row] for n in read & live.keys()}
             with torch.no_grad():
                 found = computation.run(values, len(row), quantized.calls(self.steps[row]), wanted)
@@ -173,6 +173,6 @@ def joined_rows(outputs: Live, sizes: Mapping[fx.Node, float], folder: Path) -> 
         return listed[0].float()
     rows = len(listed[0])
     result = space((rows, sum(t[0].numel() for t in listed)), torch.float32, folder)
-    for row in torch.arange(rows).split(64):
+    for row in torch.split(torch.arange(rows), 64):
         result[row[0] : row[-1] + 1] = joined([t[row] for t in listed], [sizes[node] for node in outputs])
     return result
