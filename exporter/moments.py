@@ -87,5 +87,5 @@ def answer(graph: Graph, moment: Moment, rows: torch.Tensor | None, calibrated: 
         extra = {QUANTIZATION_VALUES: rows[nearest : nearest + 1]}
     evaluator = Evaluator(graph.module, graph.weights)
     with torch.no_grad():
-        answers = [evaluator.run(*((call | extra)[port.name] for port in graph.inputs))[0] for call in moment.calls]
+        answers = [evaluator.run(*({**call, **extra}[port.name] for port in graph.inputs))[0] for call in moment.calls]
     return torch.cat([a.float() for a in answers])

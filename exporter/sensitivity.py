@@ -40,7 +40,7 @@ from dexport.exporter.torch_pipeline import TorchPipeline
 from dexport.passes.graph import Graph, materialise
 from dexport.passes.quantization.decide import Decisions
 from dexport.passes.quantization.quantize import quantize
-from dexport.passes.quantization.sensitivity import layer_errors, step_ranges
+from dexport.passes.quantization.sensitivity import LayerMetric, layer_errors, step_ranges
 from dexport.passes.quantization.statistics import Statistics
 from dexport.passes.quantization.values import SiteValues
 
@@ -163,8 +163,8 @@ def _by_layers(
     table: SensitivityTable, graph: Graph, choices: Choices, statistics: Statistics, ranges: Sequence[range], report: Report
 ) -> SensitivityTable:
     """Metrics that look at one layer: those of a unit are added."""
-    metric, seen = table.metric, statistics.components.get(graph.name, {})
-    assert metric == "sqnr" or metric == "output"
+    metric: LayerMetric = "sqnr" if table.metric == "sqnr" else "output"
+    seen = statistics.components.get(graph.name, {})
     unit_of = {site: unit for unit, members in table.units.items() for site in members}
     for number, (choice, decided) in enumerate(choices.items()):
         report(f"sensitivity of {len(unit_of)} layers to {choice}", number / len(choices))
@@ -259,7 +259,7 @@ class _Trial:
 
     def _of_pictures(self, trial: PictureTrial, values: Mapping[str, SiteValues]) -> dict[str, tuple[float, ...]]:
         pictures = trial.pictures(values)
-        found = {"picture": (trial.error(pictures),)}
+        found: dict[str, tuple[float, ...]] = {"picture": (trial.error(pictures),)}
         if self._scores is None or self._scorer is None:
             return found
         if pictures is None:
