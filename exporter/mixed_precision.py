@@ -4,6 +4,8 @@ The budget is over the layers that the recipe quantizes, scales and low-rank bra
 skips, are no part of it. `--budget-bytes` and `--average-bits` override the recipe's own. Layers that the recipe names have what it says
 there; all others may get any choice that suits them.
 
+A choice that does nothing, `keep: {}`, leaves a layer as it is, at 16 bits per weight and no harm.
+
 Layers that read one value are treated alike where the choices differ in what they do to activations, because the value is then prepared
 once; choices of weights alone are free.
 
@@ -42,6 +44,7 @@ from dexport.passes.quantization.statistics import Statistics
 
 GROUP_MEASURES = {"prompt": ("score", "prompt"), "content": ("picture",), "picture": ("picture",), "quality": ("output",)}
 """Name of a group -> the measures that rank it, the first that there is."""
+KEPT_BITS = 16
 LayerCost = Callable[[Site, Treatment], float]
 
 
@@ -50,13 +53,13 @@ class Allocated:
     """What was chosen.
 
     Attributes:
-        overrides: component -> site -> treatment, for `quantized_split`.
+        overrides: component -> site -> treatment (None to keep it), for `quantized_split`.
         choices: site -> name of the choice.
         tables: component -> what was measured.
-        average_bits: per weight of the layers that the recipe quantizes.
+        average_bits: per weight of the layers that the recipe quantizes or lets the allocator keep.
     """
 
-    overrides: Mapping[str, Mapping[str, Treatment]]
+    overrides: Mapping[str, Mapping[str, Treatment | None]]
     choices: Mapping[str, str]
     tables: Mapping[str, SensitivityTable]
     average_bits: float
@@ -88,8 +91,8 @@ def allocate_treatments(
     options: BuildOptions,
     scratch: Scratch,
     report: Report = lambda stage, done: None,
-) -> Mapping[str, Mapping[str, Treatment]]:
-    """Component -> site -> treatment for the denoiser of a recipe with mixed precision; nothing for one without.
+) -> Mapping[str, Mapping[str, Treatment | None]]:
+    """Component -> site -> treatment (None to keep it) for the denoiser of a recipe with mixed precision; nothing for one without.
 
     Raises:
         UserError: the budget cannot be met (says the smallest possible), or there is none.
@@ -122,7 +125,7 @@ def choice_units(graph: Graph, names: Mapping[str, Treatment], free: frozenset[s
         names: choice -> treatment.
         free: sites that get a choice.
     """
-    alike = len({dataclasses.replace(t, weights=None, low_rank=None) for t in names.values()}) == 1
+    alike = len({dataclasses.replace(t, weights=None, low_rank=None) for t in names.values() if not _keeps(t)}) <= 1
     units: dict[str, list[str]] = {}
     for site in sites(graph):
         if site.name in free:
@@ -156,7 +159,7 @@ def recipe_sensitivity(
     mixed = section.mixed_precision
     named: dict[str, dict[str, Treatment]] = {recipe.name: treated}
     if mixed is not None:
-        named = {choice: dict.fromkeys(treated, t) for choice, t in mixed.choices.items()}
+        named = {choice: dict.fromkeys(treated, t) for choice, t in mixed.choices.items() if not _keeps(t)}
     seen = statistics.components.get(graph.name, {})
     choices = {choice: decide(graph, wanted, seen, scratch) for choice, wanted in named.items()}
     about = {"recipe": recipe.name, "treatments": {name: sorted({repr(t) for t in ts.values()}) for name, ts in named.items()}}
@@ -184,8 +187,11 @@ class _Allocation:
         self._fixed = decide(graph, own, seen, scratch)
         self._fixed_treatments = own
         self._choices: Choices = {
-            name: decide(graph, dict.fromkeys(free, treatment), seen, scratch) for name, treatment in self._spec.choices.items()
+            name: decide(graph, dict.fromkeys(free, treatment), seen, scratch)
+            for name, treatment in self._spec.choices.items()
+            if not _keeps(treatment)
         }
+        self._keeping = [name for name, treatment in self._spec.choices.items() if _keeps(treatment)]
         self._units: Units = choice_units(graph, self._spec.choices, free)
 
     def result(self, report: Report) -> Allocated:
@@ -198,8 +204,8 @@ class _Allocation:
         judge = self._judge(report) if self._wanted.probe.metric == "end-to-end" and len(groups) > 1 else None
         found = allocate_groups(groups, budget, judge, where=self._where)
         chosen = {site: choice for unit, choice in found.choices.items() for site in self._units[unit]}
-        overrides = {site: self._spec.choices[choice] for site, choice in chosen.items()}
-        bits = sum(self._bits(site, self._choices[choice]) for site, choice in chosen.items()) + self._fixed_bits()
+        overrides = {site: None if choice in self._keeping else self._spec.choices[choice] for site, choice in chosen.items()}
+        bits = sum(self._bits_of(site, choice) for site, choice in chosen.items()) + self._fixed_bits()
         parameters = self._parameters(chosen)
         return Allocated({self._graph.name: overrides}, chosen, {self._graph.name: table}, bits / max(parameters, 1))
 
@@ -217,7 +223,7 @@ class _Allocation:
             unused.discard(name)
             options = {choice: self._option(table, name, unit, choice) for choice in self._choices if table.has(unit, choice)}
             if options:
-                found[name][unit] = options
+                found[name][unit] = options | {choice: Option(0.0, self._size(unit, choice)) for choice in self._keeping}
         if unused:
             name = sorted(unused)[0]
             expected, fix = "a layer that it matches", f"layers are named like {', '.join(list(self._units)[:3])}"
@@ -227,17 +233,23 @@ class _Allocation:
     def _option(self, table: SensitivityTable, group: str, unit: str, choice: str) -> Option:
         measured = table.harms[unit][choice]
         measure = next((m for m in GROUP_MEASURES.get(group, ()) if m in measured), table.measure)
-        return Option(table.harm(unit, choice, measure), sum(self._size(site, choice) for site in self._units[unit]))
+        return Option(table.harm(unit, choice, measure), self._size(unit, choice))
 
-    def _size(self, site: str, choice: str) -> float:
-        """In the unit of the budget."""
+    def _size(self, unit: str, choice: str) -> float:
+        """Of all sites of a unit, in the unit of the budget."""
+        members = self._units[unit]
         if self._wanted.budget_ms is None:
-            return self._bits(site, self._choices[choice])
-        return self._milliseconds(site, self._spec.choices[choice])
+            return sum(self._bits_of(site, choice) for site in members)
+        return sum(self._milliseconds(site, self._spec.choices[choice]) for site in members)
 
     def _milliseconds(self, site: str, treatment: Treatment) -> float:
         assert self._wanted.milliseconds is not None, "a budget of time needs estimates"
         return self._wanted.milliseconds(self._sites[site], treatment)
+
+    def _bits_of(self, site: str, choice: str) -> int:
+        if choice in self._keeping:
+            return KEPT_BITS * self._sites[site].parameters
+        return self._bits(site, self._choices[choice])
 
     def _bits(self, site: str, decided: Decisions) -> int:
         """Whole bits, so that sums are exact and a budget that is just met is met."""
@@ -272,10 +284,15 @@ class _Allocation:
         def judge(allocation: Allocation) -> float:
             report("divide the budget between groups of layers", None)
             chosen = {site: choice for unit, choice in allocation.choices.items() for site in self._units[unit]}
-            values = {site: self._choices[choice].values[site] for site, choice in chosen.items()}
+            values = {site: self._choices[choice].values[site] for site, choice in chosen.items() if choice not in self._keeping}
             return trial.error(trial.pictures({**values, **self._fixed.values}))
 
         return judge
+
+
+def _keeps(treatment: Treatment) -> bool:
+    """Whether a choice leaves a layer as it is."""
+    return treatment.weights is None
 
 
 def _named(key: str, name: str) -> bool:

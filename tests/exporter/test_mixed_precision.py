@@ -140,6 +140,26 @@ def test_layers_that_read_one_value_are_alike_where_activations_differ(
     assert set(found.choices.values()) == {"w4a4", "w8a8"}
 
 
+def test_the_worst_layers_can_be_kept(opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:
+    spec = RECIPE.sections["denoiser"].mixed_precision
+    assert spec is not None
+    recipe = _mixed(choices={"w4": spec.choices["w4"], "keep": Treatment()})
+    found = _allocated(opened, calibrated, tmp_path, recipe, average_bits=8.0)
+    kept = {name for name, choice in found.choices.items() if choice == "keep"}
+    assert kept and kept == {name for name, treatment in found.overrides["denoiser"].items() if treatment is None}
+    table = found.tables["denoiser"]
+    quantized = _quantized(opened, calibrated, tmp_path, found)
+    layers = [layer for layer in quantized.layers if layer.site in found.choices or layer.site.endswith("blocks.0.ff.net.2")]
+    assert {layer.site for layer in layers if layer.weights == "16 bits"} == kept
+    size = sum(layer.bits * layer.parameters for layer in layers) / sum(layer.parameters for layer in layers)
+    assert size == pytest.approx(found.average_bits) and size <= 8.0
+    worst = max(set(found.choices) - kept, key=lambda name: table.harm(name, "w4", "layer"))
+    same_size = [
+        n for n in kept if next(x.parameters for x in layers if x.site == n) >= next(x.parameters for x in layers if x.site == worst)
+    ]
+    assert all(table.harm(name, "w4", "layer") >= table.harm(worst, "w4", "layer") for name in same_size)
+
+
 def test_groups_are_ranked_by_their_own_measure_and_judged_by_pictures(
     opened: TorchPipeline, calibrated: Statistics, tmp_path: Path
 ) -> None:
