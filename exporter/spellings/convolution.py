@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from dexport.exporter.spellings.integer import clipped, codes, folded_activation, integer_scale, quantize
+from dexport.exporter.spellings.integer import clipped, codes, dequantized_codes, folded_activation, integer_scale, quantize
 from dexport.exporter.spellings.site import Site, scalar_constant
 from dexport.exporter.spellings.writer import Writer
 
 
-def integer_convolution(site: Site, writer: Writer, *, four_bits: bool) -> ir.Value:
+def integer_convolution(site: Site, writer: Writer, *, four_bits: bool, own_zeros: bool) -> ir.Value:
     """Conv between DQ of the activation and DQ of the weight, the bias behind the rescaling."""
     x, rescale = (site.x, None) if site.mode == "none" else quantize(site, writer, site.x, ir.DataType.INT8)
-    weight = codes(site, writer, four_bits=four_bits)
-    if weight.dtype is ir.DataType.INT4:
-        weight = writer.op("Cast", weight, to=ir.DataType.INT8.value)
-    real = writer.op("DequantizeLinear", weight, integer_scale(site, writer), axis=0)
+    real = dequantized_codes(site, writer, axis=0, four_bits=four_bits, own_zeros=own_zeros)
     y = writer.op("Conv", x, real, **_window(site))
     if rescale is not None:
         y = writer.op("Mul", y, rescale)

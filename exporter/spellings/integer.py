@@ -35,8 +35,8 @@ def integer_linear(site: Site, writer: Writer, *, four_bits: bool, code: ir.Data
         code: of activations; the same numbers as UINT8 around 128 are what ONNX Runtime wants: int8 ones that several linears share are
             multiplied in fp32 there (measured).
     """
-    weight = writer.op("DequantizeLinear", _widened(codes(site, writer, four_bits=four_bits), writer), integer_scale(site, writer), axis=1)
-    return scaled_product(site, writer, weight, code)
+    real = dequantized_codes(site, writer, axis=1, four_bits=four_bits, own_zeros=code is ir.DataType.UINT8)
+    return scaled_product(site, writer, real, code)
 
 
 def scaled_product(site: Site, writer: Writer, weight: ir.Value, code: ir.DataType) -> ir.Value:
@@ -105,6 +105,23 @@ def codes(site: Site, writer: Writer, *, four_bits: bool) -> ir.Value:
     small = four_bits and integer_bits(number) == 4 and writer.opset >= _INT4_OPSET
     stored = packed(weight, ir.DataType.INT4) if small else plain(weight)
     return writer.weight(f"{site.name}.codes", stored)
+
+
+def dequantized_codes(site: Site, writer: Writer, *, axis: int, four_bits: bool, own_zeros: bool) -> ir.Value:
+    """The real weight behind its DQ.
+
+    Args:
+        axis: of the output channels.
+        own_zeros: state the zero points. ONNX Runtime's change of int8 weights to uint8 fails in DQ nodes without them, and on zero points
+            that two weights share (measured, 1.32).
+    """
+    zeros = None
+    if own_zeros:
+        count = site.weight.shape[0]
+        weight = Weight((count,), torch.int8, lambda: torch.zeros(count, dtype=torch.int8), f"{count} zeros")
+        zeros = writer.weight(f"{site.name}.zeros", plain(weight))
+    integers = _widened(codes(site, writer, four_bits=four_bits), writer)
+    return writer.op("DequantizeLinear", integers, integer_scale(site, writer), zeros, axis=axis)
 
 
 def _widened(integers: ir.Value, writer: Writer) -> ir.Value:

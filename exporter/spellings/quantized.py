@@ -105,4 +105,4 @@ def _convolution(site: Site, writer: Writer, backend: Backend) -> ir.Value | Non
         return None
     if backend == "onnxruntime-cpu" and site.mode != "none":
         return conv_integer(site, writer)
-    return integer_convolution(site, writer, four_bits=backend == "openvino")
+    return integer_convolution(site, writer, four_bits=backend == "openvino", own_zeros=backend == "onnxruntime-cpu")

@@ -33,11 +33,12 @@ def dequantized_linear(site: Site, writer: Writer, *, blocks_only: bool) -> ir.V
     """
     weight = codes(site, writer, four_bits=True)
     four_bits = weight.dtype is ir.DataType.INT4
-    repeated = blocks_only and four_bits and site.blocks == 1 and site.inputs % _WHOLE_ROW_BLOCK == 0
+    size = next((s for s in (_WHOLE_ROW_BLOCK, _WHOLE_ROW_BLOCK // 2) if site.inputs % s == 0 and site.inputs > s), 0)
+    repeated = blocks_only and four_bits and site.blocks == 1 and size > 0
     if site.blocks == 1 and not repeated:
         real = writer.op("DequantizeLinear", weight, integer_scale(site, writer), axis=1)
     else:
-        count = site.inputs // _WHOLE_ROW_BLOCK if repeated else site.blocks
+        count = site.inputs // size if repeated else site.blocks
         scale = _in_dtype(site, writer, writer.weight(f"{site.name}.scale", plain(permuted(_scales(site, count), (1, 0)))))
         real = writer.op("DequantizeLinear", weight, scale, axis=0, block_size=site.inputs // count)
     return _biased(site, writer, writer.op("MatMul", site.x, real))

@@ -36,6 +36,8 @@ class Writer:
     def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         """Appends a node of one output."""
         version = 1 if domain else None
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
         return self._tape.op(kind, inputs, attributes, domain=domain, version=version)
 
     def pair(self, kind: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> tuple[ir.Value, ir.Value]:

@@ -32,17 +32,19 @@ class Form:
 
 
 def quantized(graph: Graph, form: Form | Mapping[str, Form], table: Callable[[Any], Any] | None = None) -> Graph:
-    """Replaces every linear by `dexport::quantized_linear`, and every convolution by `dexport::quantized_conv`.
+    """Replaces every linear by `dexport::quantized_linear`, and convolutions that `form` names by `dexport::quantized_conv`.
 
     Args:
-        form: of all, or by the name of the weight.
+        form: of all linears, or by the name of the weight.
         table: list of nodes -> node of the activation's scale; a constant if None.
     """
     nodes = copied_nodes(graph.module)
     weights = dict(graph.weights)
     for node in [n for n in nodes.nodes if n.target in _OPERATIONS]:
         name = str(node.args[1].target)
-        one = form if isinstance(form, Form) else form[name]
+        one = form.get(name) if not isinstance(form, Form) else form if node.target is _OPERATIONS[0] else None
+        if one is None:
+            continue
         with nodes.inserting_before(node):
             new = _replacement(graph, nodes, weights, node, name, one, table)
         node.replace_all_uses_with(new)
@@ -97,8 +99,8 @@ def _attribute(graph: Graph, nodes: torch.fx.Graph, weights: dict[str, Weight], 
 def _codes(weight: Weight, form: Form) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Codes, scales and global scale of a weight, rounded to nearest with absmax scales."""
     number, real = format_of(form.weight), weight.load().float()
-    group = {-1: real.numel(), 0: real.shape[1]}.get(form.group, form.group)
-    blocks = real.reshape(-1, group) if real.dim() == 2 else real.flatten(1)
+    group = {-1: real.numel(), 0: real[0].numel()}.get(form.group, form.group)
+    blocks = real.reshape(-1, group)
     scale = blocks.abs().amax(1, keepdim=True).clamp_min(1e-6) / number.largest
     coarse = None
     if form.micro == "nvfp4":
