@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from dexport.exporter.spellings.integer import clipped, codes, dequantized_codes, folded_activation, integer_scale, quantize
@@ -36,7 +38,7 @@ def conv_integer(site: Site, writer: Writer) -> ir.Value:
     return _biased(site, writer, writer.op("Mul", y, scale))
 
 
-def _window(site: Site) -> dict[str, object]:
+def _window(site: Site) -> dict[str, Any]:
     window = site.window
     assert window is not None
     pads = [*window.padding, *window.padding]

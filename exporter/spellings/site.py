@@ -89,11 +89,7 @@ def read_site(node: ir.Node, writer: Writer) -> Site:
     if weight is None or scale is None:
         raise Failure(name, expected="codes and scales that are weights", got="computed ones", fix="report this")
     text, attributes = node.attributes.get_string, node.attributes
-    window = (
-        None
-        if linear
-        else Window(*(tuple(attributes.get_ints(k)) for k in ("stride", "padding", "dilation")), attributes.get_int("groups"))
-    )  # type: ignore[arg-type, misc]
+    window = None if linear else _window(node)
     return Site(
         name,
         output.dtype,
@@ -111,6 +107,11 @@ def read_site(node: ir.Node, writer: Writer) -> Site:
         text("micro") if linear else "",
         window,
     )
+
+
+def _window(node: ir.Node) -> Window:
+    stride, padding, dilation = (tuple(node.attributes.get_ints(key) or ()) for key in ("stride", "padding", "dilation"))
+    return Window(stride, padding, dilation, node.attributes.get_int("groups") or 1)
 
 
 def integer_step(number: Format) -> float | None:
