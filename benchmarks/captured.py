@@ -1,6 +1,6 @@
-"""Captured pipelines as files: capture needs the newest PyTorch, what runs the graphs does not, and a machine with a GPU may have an older.
+"""Captured pipelines as files: capture needs the newest PyTorch, what runs graphs does not, and a machine with a GPU may have an older one.
 
-Nodes lose their fake values on the way; they are computed again for a batch of two, so the number of rows is no symbol in a loaded graph.
+Nodes lose their fake values on the way; they are computed again when a file is read, with the batch as a symbol.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from dexport.exporter.split import Split
-from dexport.passes.graph import STEPS, Graph, Weight, materialise
+from dexport.passes.graph import STEPS, Graph, Port, Weight, materialise
 
-_ROWS, _STEPS = 2, 3
+_EXAMPLE = {STEPS: 3}
+_ROWS = 2  # for any other symbol
 
 
 def save_split(split: Split, path: Path) -> None:
@@ -47,11 +50,19 @@ def _narrow(tensor: torch.Tensor) -> torch.Tensor:
 def _live(graph: Any) -> Graph:
     weights = {name: _weight(name, tensor) for name, tensor in graph.weights.items()}
     loaded = replace(graph, weights=weights)
-    sizes = {STEPS: _STEPS}
-    inputs = [torch.ones([sizes.get(d, _ROWS) if isinstance(d, str) else d for d in p.shape], dtype=p.dtype) for p in graph.inputs]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        _Faked(loaded.module, mode, weights).run(*map(mode.from_tensor, inputs))
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    inputs = [_fake(mode, port) for port in graph.inputs]
+    with mode, torch.no_grad(), enable_python_dispatcher():
+        _Faked(loaded.module, mode, weights).run(*inputs)
     return loaded
+
+
+def _fake(mode: FakeTensorMode, port: Port) -> torch.Tensor:
+    """An input whose named sizes are symbols, the same one for the same size."""
+    named = [isinstance(size, str) for size in port.shape]
+    real = torch.ones([_EXAMPLE.get(size, _ROWS) if isinstance(size, str) else size for size in port.shape], dtype=port.dtype)
+    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK if symbol else DimDynamic.STATIC for symbol in named])
+    return mode.from_tensor(real, symbolic_context=context)
 
 
 def _weight(name: str, tensor: torch.Tensor) -> Weight:

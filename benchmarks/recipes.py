@@ -32,6 +32,7 @@ import torch
 from captured import load_split, save_split
 from quality_data import CALIBRATION_PROMPTS, EXAMPLE, GUIDANCE, STEPS, prompts_of
 from quality_metrics import latent_cosine, measured, scores
+from torch._dispatch.python import enable_python_dispatcher
 
 from dexport.exporter.calibration import calibrate
 from dexport.exporter.calibration_request import CalibrationRequest
@@ -131,7 +132,8 @@ def rows_of(
             statistics = statistics_with(pipeline, recipe.sampler, folder) if recipe.calibrated else None
             with tempfile.TemporaryDirectory() as scratch:
                 found = find_quantizer(pipeline, recipe, statistics, Scratch(Path(scratch)), device=device)
-                changed_pipeline, layers = found.pipeline(pipeline)
+                with enable_python_dispatcher():  # older PyTorch needs it for operations on values with symbolic sizes
+                    changed_pipeline, layers = found.pipeline(pipeline)
                 loaded = changed_pipeline.materialised(device)
                 ready = time.perf_counter()
                 run = loaded.run(prompts, seeds, batch=batch)
@@ -158,6 +160,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32, help="pictures at a time")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that look at pictures")
     parser.add_argument("--statistics", type=Path, help="a folder to keep calibrations in, which others may share")
     parser.add_argument("--captured", type=Path, help="a file of --capture, for a PyTorch that cannot capture")
     parser.add_argument("--capture", type=Path, help="write the captured pipeline here, and stop")
@@ -174,9 +177,9 @@ def main() -> int:
         recipes = recipes[first::every]
     prompts = prompts_of("heldout-one", arguments.prompts)
     rows = [row for path in arguments.merge for row in json.loads(path.read_text())]
-    with ProcessPoolExecutor(os.cpu_count()) as pool, tempfile.TemporaryDirectory() as own:
+    with ProcessPoolExecutor(arguments.workers) as pool, tempfile.TemporaryDirectory() as own:
         mapper = partial(pool.map, chunksize=8)
-        list(mapper(abs, range(os.cpu_count() or 1)))  # the workers start before anything has threads
+        list(mapper(abs, range(arguments.workers)))  # the workers start before anything has threads
         folder = arguments.statistics or Path(own)
         if recipes:
             pipeline = opened(arguments.captured)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dexport.exporter.quantized_forms import exact
-
 from dexport.exporter.effective_recipe import describe
+from dexport.exporter.quantized_forms import exact
 from dexport.passes.quantization.recipe import MICRO_FORMATS, Recipe, Section, Treatment
 from dexport.passes.quantization.recipe_file import find_recipe, recipe_names
 from dexport.plugins.formats import format_of
