@@ -204,6 +204,30 @@ def calibrate(**arguments: Any) -> None:
 
 
 @dexport.command()
+@click.argument("model")
+@click.option("--statistics", metavar="FILE", type=click.Path(path_type=Path), required=True, help="What `dexport calibrate` wrote.")
+@click.option("--recipe", metavar="NAME", default="vidit-q-mp", show_default=True, help="Whose treatments are tried.")
+@click.option(
+    "--metric",
+    type=click.Choice(["sqnr", "output", "model", "end-to-end"]),
+    default="output",
+    show_default=True,
+    help="Of the weight, the layer's output, the model's output, or the picture.",
+)
+@click.option("--ranges", metavar="K", type=click.IntRange(1), default=4, show_default=True, help="Parts of the schedule told apart.")
+@click.option("--prompts", metavar="FILE", type=click.Path(path_type=Path), help="One prompt per line, for end-to-end.")
+@click.option("--pictures", metavar="N", type=click.IntRange(1), default=4, show_default=True, help="Pictures per layer, for end-to-end.")
+@click.option("--scorer", metavar="FILE.py:FUNCTION", help="Scores (prompt, picture); the file is executed.")
+@click.option("-o", "--output", metavar="FILE.json", type=click.Path(path_type=Path), required=True, help="The table; a plot beside it.")
+@_common
+def sensitivity(**arguments: Any) -> None:
+    """Say how much every layer of MODEL suffers from quantization, by range of the schedule; resumes where it was stopped."""
+    from dexport.sensing import SensitivityRequest, sensitivity_command
+
+    sensitivity_command(SensitivityRequest(**arguments))
+
+
+@dexport.command()
 @click.argument("reference")
 @click.argument("candidate")
 @click.option("--prompts", metavar="FILE", type=click.Path(path_type=Path), help="One prompt per line.  [default: some of ours]")

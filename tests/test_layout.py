@@ -47,6 +47,8 @@ TESTED_ELSEWHERE = {
     # Steps of one computation, which only mean something together.
     "exporter/scheduler_run.py": "exporter/test_solver.py",
     "exporter/split.py": "exporter/test_torch_pipeline.py",
+    "exporter/quantizer.py": "exporter/test_build_recipe.py",
+    "exporter/build_report.py": "exporter/test_build_recipe.py",
     "exporter/solver_program.py": "exporter/test_solver.py",
     "exporter/step_graphs.py": "exporter/test_step_component.py",
     "exporter/step_trace.py": "exporter/test_step_component.py",

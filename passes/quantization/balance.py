@@ -7,15 +7,15 @@
 The two conventions are one formula with opposite exponents: ViDiT-Q's first version wrote SmoothQuant's (W4A8: alpha = 0.11), its last
 the other (PixArt: alpha = 0.99, which is SmoothQuant's 0.01). A recipe says which one its number means.
 
-With ranges of the schedule there is one m per range, from the largest magnitudes inside it, hence one set of weights per range. (ViDiT-Q
-takes a running mean over calibration batches there; statistics keep the largest magnitude of every step.)
+ViDiT-Q's first version has one m per range of the schedule, hence a set of weights per range; here the largest magnitudes of all steps give
+one m. (It also takes a running mean over calibration batches; statistics keep the largest magnitude of every step.)
 
-Notation: O outputs, I input channels, R rows, T steps, S ranges of the schedule.
+Notation: O outputs, I input channels, R rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,28 +108,3 @@ def search(absmax: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor, quant
         errors.append(float((quantized(rows * m, balanced(weight, m)) - exact).square().mean(dtype=torch.float64)))
     best = min(range(len(errors)), key=lambda k: errors[k])
     return BalanceSearch(multipliers[best], EXPONENTS[best], errors[best], errors[0])
-
-
-def range_of_steps(steps: int, ranges: Sequence[float]) -> torch.Tensor:
-    """Which range every step belongs to, int64 [T]: the first whose end, as a fraction of the schedule, is not before the step's middle.
-
-    Raises:
-        ValueError: the ends do not rise to 1, or a range has no step.
-    """
-    if list(ranges) != sorted(set(ranges)) or not ranges or ranges[0] <= 0 or ranges[-1] != 1:
-        raise ValueError(f"ranges {list(ranges)}: expected fractions that rise and end with 1")
-    middles = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
-    found = torch.searchsorted(torch.tensor(ranges, dtype=torch.float64), middles)
-    if len(set(found.tolist())) != len(ranges):
-        raise ValueError(f"ranges {list(ranges)}: some have none of the {steps} steps")
-    return found
-
-
-def absmax_of_ranges(absmax: torch.Tensor, ranges: Sequence[float]) -> torch.Tensor:
-    """Largest magnitudes [T, I] per range of the schedule, [S, I].
-
-    Raises:
-        ValueError: see `range_of_steps`.
-    """
-    index = range_of_steps(absmax.shape[0], ranges).to(absmax.device)
-    return torch.stack([absmax[index == k].amax(0) for k in range(len(ranges))])

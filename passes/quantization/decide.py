@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -69,8 +70,9 @@ def decide(graph: Graph, treatments: Mapping[str, Treatment | None], seen: Mappi
         if note:
             notes[site.name] = note
     balance = multipliers(graph, wanted, seen)
+    shared: dict[Any, ActivationValues] = {}
     for site, treatment in wanted.items():
-        prepared = _Site(graph, site, treatment, seen.get(site.name), balance.get(site.name), scratch)
+        prepared = _Site(graph, site, treatment, seen.get(site.name), balance.get(site.name), scratch, shared)
         if (reason := prepared.refusal()) is None:
             values[site.name] = prepared.values()
         else:
@@ -148,9 +150,16 @@ class _Site:
     """One site on its way: what it reads, and what is left of its weight."""
 
     def __init__(
-        self, graph: Graph, site: Site, treatment: Treatment, seen: SiteStatistics | None, multiplier: torch.Tensor | None, scratch: Scratch
+        self,
+        graph: Graph,
+        site: Site,
+        treatment: Treatment,
+        seen: SiteStatistics | None,
+        multiplier: torch.Tensor | None,
+        scratch: Scratch,
+        shared: dict[Any, ActivationValues],
     ) -> None:
-        self._graph, self._site, self._treatment, self._scratch = graph, site, treatment, scratch
+        self._graph, self._site, self._treatment, self._scratch, self._shared = graph, site, treatment, scratch, shared
         self._multiplier = multiplier
         self._signs = random_signs(site.inputs, site.inputs) if treatment.rotate else None
         self._bypass = _bypass(treatment, seen)
@@ -211,8 +220,15 @@ class _Site:
         spec, activations = self._treatment.weights, self._treatment.activations
         assert spec is not None
         seen = self._seen_after(channels)
-        values = None if activations is None else activation_values(activations, seen)
+        values = None if activations is None else self._rounded(activations, seen, channels)
         return quantized_part(weight, spec, values, self._scratch, self._dtype, _rounding(spec, activations, seen), channels)
+
+    def _rounded(self, spec: ActivationSpec, seen: SiteStatistics | None, channels: tuple[int, ...] | None) -> ActivationValues:
+        """How the activation is rounded; sites that do the same to one value share it, as compilers merge them by that (q, k and v)."""
+        key = (self._source, spec, id(self._multiplier), self._treatment.rotate, self._bypass, channels)
+        if key not in self._shared:
+            self._shared[key] = activation_values(spec, seen)
+        return self._shared[key]
 
 
 def _rounding(spec: WeightSpec, activations: ActivationSpec | None, seen: SiteStatistics | None) -> Rounding | None:

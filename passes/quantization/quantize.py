@@ -200,7 +200,9 @@ class _Rewriter:
         """A scale or centre: a constant, or its columns of the packed step values, which are one per token or else one per channel."""
         if tensor is None:
             return None
-        return self._from_table(tensor, x, tokens) if mode == "table" else self._real(name, tensor, x)
+        if mode == "table":
+            return self._from_table(tensor, x, tokens)
+        return self._once((id(tensor), value(x).dtype), lambda: self._real(name, tensor, x))
 
     def _from_table(self, tensor: torch.Tensor, x: fx.Node, tokens: bool) -> fx.Node:
         packed = self._packed

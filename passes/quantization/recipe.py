@@ -96,12 +96,10 @@ class BalanceSpec:
         method: "smoothquant" m = max|W|^(1-alpha) / max|X|^alpha; "vidit-q" m = max|W|^alpha / max|X|^(1-alpha); "search" tries the
             candidates of SVDQuant and keeps the one with the least output error.
         alpha: the exponent; unused by "search".
-        ranges: fractions of the schedule that end a range, such as [0.5, 1]; one set of weights each.
     """
 
     method: str
     alpha: float = 0.5
-    ranges: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, kw_only=True)

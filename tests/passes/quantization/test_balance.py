@@ -9,12 +9,10 @@ from hypothesis import strategies as st
 
 from dexport.passes.quantization.balance import (
     EXPONENTS,
-    absmax_of_ranges,
     balanced,
     by_exponents,
     input_span,
     multiplier,
-    range_of_steps,
     search,
 )
 from dexport.passes.quantization.recipe import BalanceSpec, WeightSpec
@@ -105,23 +103,6 @@ def test_search_leaves_what_is_exact() -> None:
 def test_search_needs_rows() -> None:
     with pytest.raises(ValueError, match="there are none"):
         search(torch.ones(4), torch.ones(2, 4), torch.ones(0, 4), _w4a4)
-
-
-def test_ranges_part_the_schedule() -> None:
-    assert range_of_steps(20, (0.5, 1.0)).tolist() == [0] * 10 + [1] * 10
-    assert range_of_steps(5, (0.5, 1.0)).tolist() == [0, 0, 0, 1, 1]
-    assert range_of_steps(3, (1.0,)).tolist() == [0] * 3
-    absmax = torch.tensor([[1.0, 5], [3, 2], [2, 9], [7, 1]])
-    assert absmax_of_ranges(absmax, (0.5, 1.0)).tolist() == [[3, 5], [7, 9]]
-
-
-@pytest.mark.parametrize(
-    ("ranges", "message"),
-    [((), "end with 1"), ((0.5,), "end with 1"), ((0.7, 0.5, 1.0), "rise"), ((0.0, 1.0), "rise"), ((0.1, 1.0), "none of the 4 steps")],
-)
-def test_says_which_ranges_are_wrong(ranges: tuple[float, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        range_of_steps(4, ranges)
 
 
 def test_only_formulas_have_a_multiplier() -> None:

@@ -139,7 +139,6 @@ MALFORMED = [
     ),
     (_default(f"{{{W4}, activations: {{format: mxfp4}}}}"), "activations: mode: expected dynamic for mxfp4, got static"),
     (_default(f"{{{W4}, balance: {{method: awq}}}}"), "balance: method: expected smoothquant or vidit-q or search, got 'awq'"),
-    (_default(f"{{{W4}, balance: {{method: search, ranges: 0.5}}}}"), "balance: ranges: expected tuple"),
     (_default(f"{{{W4}, rotate: true}}"), "rotate: expected hadamard, got True"),
     (_default(f"{{{W4}, low_rank: {{rank: big}}}}"), "low_rank: rank: expected int, got 'big'"),
     (_default(f"{{{W4}, low_rank: {{rank: 0}}}}"), "low_rank: expected a rank and iterations of at least 1"),
