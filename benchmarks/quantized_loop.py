@@ -1,0 +1,208 @@
+"""How fast is a W8A8 denoising loop on the CPU, beside our fp32 and what a user has today? And how much memory does it take?
+
+The denoiser of `cpu_loop.py` (PixArt, 12 layers, hidden 384, 256 tokens, random weights), 20 steps with guidance, batch 1; the loop
+alone is timed. Two commands, because a machine with VNNI or AMX need not have what it takes to build:
+
+    python benchmarks/quantized_loop.py prepare DIR     needs dexport[export,openvino,onnxruntime] and nncf
+    python benchmarks/quantized_loop.py measure DIR     needs numpy, openvino, onnxruntime and what dexport's runtime needs
+
+Contenders, in turn in one process for time, each in a process of its own for memory:
+
+    ours fp32, int8 (constant scales), int8-token (vidit-q-w8a8: scales per token), for OpenVINO, and int8 for ONNX Runtime
+    nncf         the plain export in OpenVINO, quantized by NNCF with its transformer preset on 20 calls of a denoising loop
+    ort dynamic  the plain export, quantized by onnxruntime.quantization.quantize_dynamic
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEPS, SEED, GUIDANCE, PROMPT, TOKENS = 20, 0, 4.5, "a red circle", 120
+OURS = {
+    "ours fp32": ("cpu", None),
+    "ours int8": ("cpu", "int8"),
+    "ours int8-token": ("cpu", "vidit-q-w8a8"),
+    "ours int8, ONNX Runtime": ("onnxruntime-cpu", "int8"),
+}
+PEERS = ("openvino fp32", "openvino + nncf int8", "onnxruntime dynamic int8")
+BASE = "ours int8"
+_FAST = {"calibration_size": 2, "quality_prompts": 0}  # pictures of random weights say nothing about quality
+
+
+def main() -> None:
+    """Prepares or measures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("prepare", "measure", "memory"), help="memory: of one contender, used by measure")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", help="contender")
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "prepare":
+            prepare(arguments.directory)
+        case "measure":
+            measure(arguments.directory, arguments.runs)
+        case _:
+            run = contender(arguments.directory, arguments.only)
+            run()
+            print(json.dumps({"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+
+
+def prepare(folder: Path) -> None:
+    """Builds the bundles and the peers' models into `folder`."""
+    import openvino
+    import torch
+    from cpu_loop import denoise, plain_export
+    from diffusers import DiffusionPipeline
+    from provenance import provenance
+    from random_pixart import random_pixart
+
+    from dexport.exporter.build import build
+    from dexport.exporter.options import BuildOptions
+
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = random_pixart(folder / "model", layers=12, heads=6, head_dim=64, caption=512, sample_size=32, seed=SEED)
+    pipeline = DiffusionPipeline.from_pretrained(directory)
+    embeds, mask, negative, negative_mask = pipeline.encode_prompt(PROMPT, clean_caption=False, max_sequence_length=TOKENS)
+    prompt, masks = torch.cat([negative, embeds]), torch.cat([negative_mask, mask]).float()
+    plain_export(pipeline, folder / "plain.onnx", (torch.randn(2, 4, 32, 32), prompt, masks, torch.full((2,), 500)))
+    names = [i.get_any_name() for i in openvino.Core().read_model(folder / "plain.onnx").inputs]
+    compiled = openvino.Core().compile_model(folder / "plain.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    seen: list[dict[str, np.ndarray]] = []
+
+    def call(latent: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(dict(zip(names, (t.numpy().copy() for t in (latent, prompt, masks, timestep)))))
+        return torch.from_numpy(compiled(seen[-1])[0])
+
+    denoise(pipeline, call)
+    _write_peers(folder, seen)
+    np.savez(folder / "inputs.npz", **{f"{i}.{name}": array for i, feed in enumerate(seen) for name, array in feed.items()})
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join([PROMPT, "a blue square", "two green stars", "a cat", "", "night"]) + "\n")
+    for name, (target, recipe) in OURS.items():
+        given: dict[str, Any] = {} if recipe is None else {"recipe": recipe, "calibration": str(prompts), **_FAST}
+        build(BuildOptions(model=str(directory), target=target, steps=(STEPS,), golden="none", **given), _bundle(folder, name))
+    (folder / "prepared.json").write_text(json.dumps(provenance(SEED)))
+
+
+def _write_peers(folder: Path, seen: list[dict[str, np.ndarray]]) -> None:
+    """The plain export as each peer quantizes it, as documented."""
+    import nncf
+    import openvino
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = openvino.Core().read_model(folder / "plain.onnx")
+    model.reshape({name: list(array.shape) for name, array in seen[0].items()})
+    openvino.save_model(model, folder / "plain.xml", compress_to_fp16=False)
+    low = nncf.quantize(model, nncf.Dataset(seen), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(seen))
+    openvino.save_model(low, folder / "nncf.xml", compress_to_fp16=False)
+    quantize_dynamic(folder / "plain.onnx", folder / "dynamic.onnx", weight_type=QuantType.QInt8)
+
+
+def _bundle(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace(' ', '-').replace(',', '')}.dxb"
+
+
+def contender(folder: Path, name: str) -> Callable[[], float]:
+    """A function that runs the loop once and returns its seconds."""
+    return _ours(_bundle(folder, name)) if name in OURS else _peer(folder, name)
+
+
+def _ours(bundle: Path) -> Callable[[], float]:
+    from dexport.runtime.pipeline import load
+
+    pipeline = load(bundle)
+
+    def run() -> float:
+        marks: list[float] = []
+
+        def on_step(pipe: object, step: int, timestep: float, values: dict[str, np.ndarray]) -> None:
+            marks.append(time.perf_counter())
+
+        pipeline(PROMPT, seed=SEED, guidance_scale=GUIDANCE, callback_on_step_end=on_step, output_type="np")
+        return (marks[-1] - marks[0]) * STEPS / (STEPS - 1)  # the first step's begin is not seen: add one mean step
+
+    return run
+
+
+def _peer(folder: Path, name: str) -> Callable[[], float]:
+    """The model once per step on the recorded inputs; combining the halves and the scheduler's sums are left out, in the peer's favour."""
+    stored = np.load(folder / "inputs.npz")
+    feeds: list[dict[str, np.ndarray]] = [{} for _ in range(STEPS)]
+    for key in stored.files:
+        step, _, port = key.partition(".")
+        feeds[int(step)][port] = stored[key]
+    call = _onnxruntime(folder / "dynamic.onnx") if name.startswith("onnxruntime") else _openvino(folder, name)
+
+    def run() -> float:
+        started = time.perf_counter()
+        for feed in feeds:
+            call(feed)
+        return time.perf_counter() - started
+
+    return run
+
+
+def _openvino(folder: Path, name: str) -> Callable[[dict[str, np.ndarray]], Any]:
+    import openvino
+
+    model = folder / ("nncf.xml" if "nncf" in name else "plain.xml")
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    return openvino.Core().compile_model(model, "CPU", hints)  # type: ignore[no-any-return]
+
+
+def _onnxruntime(path: Path) -> Callable[[dict[str, np.ndarray]], Any]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, feed)
+
+
+def measure(folder: Path, runs: int) -> None:
+    """Prints milliseconds per step, peak memory and ratios; writes them into `folder`."""
+    names = (*OURS, *PEERS)
+    memory = {name: _memory(folder, name) for name in names}
+    loops = {name: contender(folder, name) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(runs + 1):  # in turn, so that a change of the machine's speed hits all alike; the first round warms up
+        for name, loop in loops.items():
+            seconds[name].append(loop())
+    rows = [
+        {
+            "loop": name,
+            "ms per step": 1000 * statistics.median(seconds[name][1:]) / STEPS,
+            f"{BASE} / this": statistics.median(a / b for a, b in zip(seconds[BASE][1:], seconds[name][1:])),
+            "peak MB": memory[name] / 1e6,
+            f"memory of {BASE} / this": memory[BASE] / memory[name],
+        }
+        for name in names
+    ]
+    from provenance import _processor
+
+    found = {"processor": _processor(), "prepared": json.loads((folder / "prepared.json").read_text()), "rows": rows}
+    (folder / "quantized_loop.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found["processor"]))
+    for row in rows:
+        print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{value:28}" for key, value in row.items()))
+
+
+def _memory(folder: Path, name: str) -> float:
+    """Peak resident bytes of a process that runs one contender once."""
+    command = [sys.executable, __file__, "memory", str(folder), "--only", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])["peak_rss"])
+
+
+if __name__ == "__main__":
+    main()
