@@ -49,18 +49,18 @@ def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe |
     if options.recipe is None:
         return None
     recipe = find_recipe(options.recipe)
-    sections = dict(recipe.sections)
+    sections: dict[str, Section | None] = dict(recipe.sections)
     small = target.memory_gib is not None and target.memory_gib <= SMALL_MEMORY_GIB
     if small and "text_encoder" not in sections:
         sections["text_encoder"] = _small_text_encoder(target)
     for name, other in options.parts.items():
-        sections |= {_checked(name): _part(name, other)}
+        sections[_checked(name)] = _part(name, other)
     degraded: list[Degraded] = []
 
-    def legal(section: str, treatment: Treatment | None) -> Treatment | None:
-        return None if treatment is None else _legal(target, section, treatment, options.allow_degrade, degraded)
+    def legal(name: str, section: Section) -> Section:
+        return _changed(section, lambda t: None if t is None else _legal(target, name, t, options.allow_degrade, degraded))
 
-    kept = {name: _changed(section, lambda t, name=name: legal(name, t)) for name, section in sections.items() if section is not None}
+    kept = {name: legal(name, section) for name, section in sections.items() if section is not None}
     return EffectiveRecipe(replace(recipe, sections=kept), tuple(dict.fromkeys(degraded)))
 
 

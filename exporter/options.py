@@ -12,8 +12,8 @@ from typing import Any
 from dexport.errors import UserError
 
 Size = tuple[int, int]
-_OF_A_RECIPE = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits")
-_OF_A_RECIPE += ("allow_degrade", "repair", "min_psnr", "min_score")
+_QUANTIZING = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits")
+_GUARDING = ("allow_degrade", "repair", "min_psnr", "min_score")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class BuildOptions:
         if self.min_score is not None and self.scorer is None:
             raise UserError("min_score", expected="a scorer", got="none", fix="name one with --scorer FILE.py:FUNCTION")
         if self.recipe is None:
-            asked = [name for name in _OF_A_RECIPE if getattr(self, name)]
+            asked = [name for name in (*_QUANTIZING, *_GUARDING) if getattr(self, name)]
             if asked:
                 raise UserError(asked[0].replace("_", "-"), expected="a recipe that it applies to", got="none", fix="add --recipe NAME")
 

@@ -16,8 +16,6 @@ from dexport.passes.graph import Graph
 from dexport.passes.hoist import Hoisted, hoist
 from dexport.passes.ports import widen_ports
 
-_DENOISER_PARTS = ("loop", "table", "schedule", "prompt")
-
 
 @dataclass(frozen=True)
 class Split:
@@ -47,11 +45,12 @@ class Split:
 
     def map(self, change: Callable[[Graph], Graph]) -> Split:
         """The same split with every graph changed, the step table included."""
-        parts = {part: change(g) for part in _DENOISER_PARTS if (g := getattr(self.denoiser, part)) is not None}
+        whole = self.denoiser
+        table, schedule, prompt = (None if g is None else change(g) for g in (whole.table, whole.schedule, whole.prompt))
         return replace(
             self,
             encoders=tuple(change(g) for g in self.encoders),
-            denoiser=replace(self.denoiser, **parts),
+            denoiser=replace(whole, loop=change(whole.loop), table=table, schedule=schedule, prompt=prompt),
             decoders=tuple(change(g) for g in self.decoders),
             steps=tuple(change(g) for g in self.steps),
         )

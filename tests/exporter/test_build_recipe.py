@@ -113,7 +113,7 @@ def test_a_scorer_judges_too(opened: TorchPipeline, tmp_path: Path) -> None:
     scorer = f"{tmp_path}/mark.py:score"
     found = applied(opened, None, tmp_path, recipe="vidit-q-w8a8", scorer=scorer, min_score=0.2)
     assert found.judged.quality is not None and found.judged.quality.score is not None and found.judged.quality.score.candidate == 0.25
-    with pytest.raises(Failure, match="--min-score: expected a mean score of at least 0.5, got 0.25"):
+    with pytest.raises(Failure, match=r"--min-score: expected a mean score of at least 0\.5, got 0\.25"):
         applied(opened, None, tmp_path, recipe="vidit-q-w8a8", scorer=scorer, min_score=0.5)
 
 
