@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,11 @@ import click
 from dexport.building import export_extra
 from dexport.columns import columns
 from dexport.errors import UserError
-from dexport.exporter.options import BuildOptions
 from dexport.exporter.prompts import read_prompts
 from dexport.progress import reporting
 
 if TYPE_CHECKING:
     from dexport.exporter.sensitivity_table import SensitivityTable
-    from dexport.exporter.torch_pipeline import TorchPipeline
-    from dexport.passes.quantization.statistics import Statistics
 
 METRICS = ("sqnr", "output", "model", "end-to-end")
 DEFAULT_RECIPE = "vidit-q-mp"
@@ -108,54 +103,17 @@ def _check(request: SensitivityRequest) -> None:
 def _measured(request: SensitivityRequest, prompts: tuple[str, ...] | None) -> SensitivityTable:
     with export_extra(), reporting() as report:
         report("import torch and diffusers", None)
-        from dexport.exporter.calibration_request import calibration_conditions
-        from dexport.exporter.mixed_precision import recipe_sensitivity
-        from dexport.exporter.scorer import load_scorer
-        from dexport.exporter.sensitivity import Probe
-        from dexport.exporter.torch_pipeline import open_torch_pipeline
-        from dexport.passes.quantization.recipe_file import find_recipe
-        from dexport.passes.quantization.scratch import Scratch
-        from dexport.passes.quantization.statistics import load_statistics
+        from dexport.exporter.recipe_sensitivity import Asked, model_sensitivity
 
-        recipe, statistics = find_recipe(request.recipe), load_statistics(request.statistics)
-        scorer = None if request.scorer is None else load_scorer(request.scorer)
-        probe = Probe(
-            metric=request.metric, ranges=request.ranges, pictures=request.pictures, scorer=scorer, scorer_name=request.scorer or ""
+        asked = Asked(
+            model=request.model,
+            statistics=request.statistics,
+            recipe=request.recipe,
+            metric=request.metric,
+            ranges=request.ranges,
+            pictures=request.pictures,
+            prompts=prompts,
+            scorer=request.scorer,
+            output=request.output,
         )
-        if prompts is not None:
-            statistics = _with_prompts(statistics, prompts[: probe.pictures])
-        report(f"capture {request.model}", None)
-        pipeline = open_torch_pipeline(_options(request.model, statistics))
-        _check_model(pipeline, statistics, request.statistics)
-        calibration_conditions(pipeline.plan, prompts, None)
-        with tempfile.TemporaryDirectory() as folder:
-            return recipe_sensitivity(pipeline, recipe, statistics, probe, Scratch(Path(folder)), request.output, report)
-
-
-def _options(model: str, statistics: Statistics) -> BuildOptions:
-    """The pipeline as it was calibrated."""
-    schedule = statistics.schedule
-    return BuildOptions(
-        model=model,
-        target="cpu",
-        precision="fp32",
-        sizes=(statistics.size,),
-        steps=(schedule.steps,),
-        scheduler=schedule.scheduler,
-        guidance=statistics.guidance,
-    )
-
-
-def _check_model(pipeline: TorchPipeline, statistics: Statistics, path: Path) -> None:
-    from dexport.exporter.source import source_hash
-    from dexport.passes.quantization.matching import check_statistics
-
-    plan = pipeline.plan
-    check_statistics(statistics, str(path), model=source_hash(plan.directory), size=plan.sizes[0])
-
-
-def _with_prompts(statistics: Statistics, prompts: tuple[str, ...]) -> Statistics:
-    """The statistics with other pictures to run: these prompts, with the seeds of the calibration."""
-    first = statistics.samples.seeds[0] if statistics.samples.seeds else 0
-    samples = dataclasses.replace(statistics.samples, prompts=prompts, seeds=tuple(range(first, first + len(prompts))))
-    return dataclasses.replace(statistics, samples=samples)
+        return model_sensitivity(asked, report)

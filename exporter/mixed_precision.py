@@ -25,7 +25,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from dexport.errors import UserError
 from dexport.exporter.options import BuildOptions
@@ -118,6 +117,11 @@ def allocated(
     return _Allocation(pipeline, recipe, section, statistics, wanted, scratch).result(report)
 
 
+def keeps(treatment: Treatment) -> bool:
+    """Whether a choice leaves a layer as it is."""
+    return treatment.weights is None
+
+
 def choice_units(graph: Graph, names: Mapping[str, Treatment], free: frozenset[str]) -> dict[str, tuple[str, ...]]:
     """The sites that get a choice, in units that get the same: those that read one value, where choices treat activations differently.
 
@@ -125,46 +129,12 @@ def choice_units(graph: Graph, names: Mapping[str, Treatment], free: frozenset[s
         names: choice -> treatment.
         free: sites that get a choice.
     """
-    alike = len({dataclasses.replace(t, weights=None, low_rank=None) for t in names.values() if not _keeps(t)}) <= 1
+    alike = len({dataclasses.replace(t, weights=None, low_rank=None) for t in names.values() if not keeps(t)}) <= 1
     units: dict[str, list[str]] = {}
     for site in sites(graph):
         if site.name in free:
             units.setdefault(site.name if alike else site.source, []).append(site.name)
     return {members[0]: tuple(members) for members in units.values()}
-
-
-def recipe_sensitivity(
-    pipeline: TorchPipeline,
-    recipe: Recipe,
-    statistics: Statistics,
-    probe: Probe,
-    scratch: Scratch,
-    path: Path | None = None,
-    report: Report = lambda stage, done: None,
-) -> SensitivityTable:
-    """How every layer of the loop that a recipe treats suffers: from each of its choices, or from what the recipe does to it.
-
-    Args:
-        path: a JSON file that is written on the way and gone on from.
-
-    Raises:
-        UserError: the recipe leaves the loop alone, or the file is of another measurement.
-    """
-    graph, section = pipeline.split.denoiser.loop, recipe.section("denoiser")
-    treatments = {} if section is None else treatments_of(graph, section, (), f"recipe {recipe.name}: denoiser")
-    treated = {name: t for name, t in treatments.items() if t is not None}
-    if section is None or not treated:
-        fix = "choose another recipe"
-        raise UserError(f"recipe {recipe.name}", expected="layers of the denoiser that it treats", got="none", fix=fix)
-    mixed = section.mixed_precision
-    named: dict[str, dict[str, Treatment]] = {recipe.name: treated}
-    if mixed is not None:
-        named = {choice: dict.fromkeys(treated, t) for choice, t in mixed.choices.items() if not _keeps(t)}
-    seen = statistics.components.get(graph.name, {})
-    choices = {choice: decide(graph, wanted, seen, scratch) for choice, wanted in named.items()}
-    about = {"recipe": recipe.name, "treatments": {name: sorted({repr(t) for t in ts.values()}) for name, ts in named.items()}}
-    units = {name: (name,) for name in treated}
-    return measure_sensitivity(pipeline, graph.name, choices, units, statistics, probe, about=about, path=path, report=report)
 
 
 class _Allocation:
@@ -189,9 +159,9 @@ class _Allocation:
         self._choices: Choices = {
             name: decide(graph, dict.fromkeys(free, treatment), seen, scratch)
             for name, treatment in self._spec.choices.items()
-            if not _keeps(treatment)
+            if not keeps(treatment)
         }
-        self._keeping = [name for name, treatment in self._spec.choices.items() if _keeps(treatment)]
+        self._keeping = [name for name, treatment in self._spec.choices.items() if keeps(treatment)]
         self._units: Units = choice_units(graph, self._spec.choices, free)
 
     def result(self, report: Report) -> Allocated:
@@ -288,11 +258,6 @@ class _Allocation:
             return trial.error(trial.pictures({**values, **self._fixed.values}))
 
         return judge
-
-
-def _keeps(treatment: Treatment) -> bool:
-    """Whether a choice leaves a layer as it is."""
-    return treatment.weights is None
 
 
 def _named(key: str, name: str) -> bool:

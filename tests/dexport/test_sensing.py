@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dexport.errors import UserError
-from dexport.exporter import torch_pipeline
+from dexport.exporter import recipe_sensitivity
 from dexport.exporter.calibration import calibrate
 from dexport.exporter.calibration_request import CalibrationRequest
 from dexport.exporter.options import BuildOptions
@@ -42,7 +42,7 @@ def asking(opened: TorchPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
         assert options == opened.plan.options
         return opened
 
-    monkeypatch.setattr(torch_pipeline, "open_torch_pipeline", given)
+    monkeypatch.setattr(recipe_sensitivity, "open_torch_pipeline", given)
 
 
 def _request(model: Path, statistics: Path, output: Path, **more: Any) -> SensitivityRequest:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from dexport.errors import UserError
-from dexport.exporter.mixed_precision import Allocated, Wanted, allocate_treatments, allocated, choice_units, recipe_sensitivity
+from dexport.exporter.mixed_precision import Allocated, Wanted, allocate_treatments, allocated, choice_units
 from dexport.exporter.quantization import QuantizedSplit, quantized_split
 from dexport.exporter.sensitivity import Probe
-from dexport.exporter.sensitivity_table import load_table
 from dexport.exporter.torch_pipeline import TorchPipeline
 from dexport.passes.quantization.recipe import ActivationSpec, MixedPrecisionSpec, Recipe, Treatment, WeightSpec
 from dexport.passes.quantization.recipe_file import read_recipe
@@ -191,18 +190,3 @@ def test_options_of_a_build(opened: TorchPipeline, calibrated: Statistics, tmp_p
     assert found == _allocated(opened, calibrated, tmp_path, average_bits=6.5).overrides
     plain = replace(RECIPE, sections={"denoiser": replace(RECIPE.sections["denoiser"], mixed_precision=None)})
     assert allocate_treatments(opened, plain, calibrated, options, Scratch(tmp_path)) == {}
-
-
-def test_sensitivity_of_a_recipe(opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:
-    path = tmp_path / "s.json"
-    table = recipe_sensitivity(opened, RECIPE, calibrated, OUTPUT, Scratch(tmp_path), path)
-    loop = opened.split.denoiser.loop
-    assert set(table.harms) == {site.name for site in sites(loop)} - ends(loop)
-    assert table.choices() == ("w4", "w8") and load_table(path) == table
-    plain = replace(RECIPE, sections={"denoiser": replace(RECIPE.sections["denoiser"], mixed_precision=None)})
-    alone = recipe_sensitivity(opened, plain, calibrated, OUTPUT, Scratch(tmp_path))
-    assert alone.choices() == ("mixed",)
-    block = "transformer_blocks.0.attn1.to_q"
-    assert alone.harms[block]["mixed"] == table.harms[block]["w4"]
-    with pytest.raises(UserError, match="layers of the denoiser that it treats"):
-        recipe_sensitivity(opened, replace(RECIPE, sections={}), calibrated, OUTPUT, Scratch(tmp_path))
