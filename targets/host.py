@@ -18,11 +18,11 @@ def _host(device: str, name: str, backend: Backend, precision: str, opset: int, 
     )
 
 
-_OPENVINO = Source("opset 20 Q/DQ and LayerNormalization models compiled by OpenVINO 2026", "measured")
+_OPENVINO = Source("opset 23 models with Q/DQ, INT4 and FLOAT4E2M1 weights compiled by OpenVINO 2026.4", "measured")
 _ONNXRUNTIME = Source("an opset 23 model loaded by ONNX Runtime 1.32", "measured")
 
 HOSTS: tuple[Target, ...] = (
-    _host("cpu", "This processor, OpenVINO", "openvino", "fp32", 20, _OPENVINO),
+    _host("cpu", "This processor, OpenVINO", "openvino", "fp32", 23, _OPENVINO),
     _host("onnxruntime-cpu", "This processor, ONNX Runtime", "onnxruntime-cpu", "fp32", 23, _ONNXRUNTIME),
     _host("onnxruntime-cuda", "This machine's NVIDIA GPU, ONNX Runtime", "onnxruntime-cuda", "fp16", 23, _ONNXRUNTIME),
 )
