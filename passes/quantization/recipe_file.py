@@ -38,7 +38,7 @@ _RANGE = re.compile(rf"{_WEIGHT_RANGE.pattern}|ema")
 _ROUNDING = ("nearest", "gptq", "adaround")
 _BALANCE = ("smoothquant", "vidit-q", "search")
 _SAMPLERS = ("uniform", "ndtc", "tdac", "zero-data")
-_METRICS = ("sqnr", "output", "end-to-end")
+_METRICS = ("sqnr", "output", "model", "end-to-end")
 _NUMBERS = {"rank": int}
 """Required entries that are no text."""
 

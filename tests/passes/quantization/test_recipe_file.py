@@ -108,7 +108,7 @@ MALFORMED = [
     (_denoiser("{reconstruction: {activations: 1}}"), "reconstruction: activations: expected bool, got 1"),
     (_denoiser("{mixed_precision: {}}"), "mixed_precision: expected the key choices"),
     (_denoiser("{mixed_precision: {choices: [a]}}"), "mixed_precision: choices: expected a mapping"),
-    (_denoiser("{mixed_precision: {choices: {}, metric: best}}"), "mixed_precision: metric: expected sqnr or output or end-to-end"),
+    (_denoiser("{mixed_precision: {choices: {}, metric: best}}"), "mixed_precision: metric: expected sqnr or output or model or end-to-end"),
     (_denoiser("{mixed_precision: {choices: {}, groups: {a: 're:['}}}"), "mixed_precision: groups: re:.*expected a regular expression"),
     (_default("{weight: {format: int4}}"), "default: expected one of the keys weights, got 'weight'"),
     (_default("{weights: {}}"), "default: weights: expected the key format"),
