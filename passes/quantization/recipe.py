@@ -177,21 +177,12 @@ class MixedPrecisionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSpec:
-    """How attention is rounded: "log2" rounds probabilities to powers of two, the first token exact (DGQ); "e4m3" is FP8 attention."""
-
-    format: str
-    bits: int = 8
-
-
-@dataclass(frozen=True, kw_only=True)
 class Section:
     """How one part of the pipeline is treated; `layers` keeps the order of the file, None stands for "keep"."""
 
     default: Treatment | None = None
     layers: Mapping[str, Treatment | None] = field(default_factory=dict)
     ends: Treatment | Literal["default"] | None = "default"
-    attention: AttentionSpec | None = None
     reconstruction: ReconstructionSpec | None = None
     mixed_precision: MixedPrecisionSpec | None = None
 

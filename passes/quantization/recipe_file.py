@@ -20,7 +20,6 @@ from dexport.passes.quantization.recipe import (
     MICRO_FORMATS,
     SECTIONS,
     ActivationSpec,
-    AttentionSpec,
     BalanceSpec,
     LowRankSpec,
     MixedPrecisionSpec,
@@ -93,7 +92,7 @@ def read_recipe(text: str, where: str) -> Recipe:
 
 
 def _section(document: Any, where: str) -> Section:
-    _check_keys(document, {"default", "layers", "ends", "attention", "reconstruction", "mixed_precision"}, set(), where)
+    _check_keys(document, {"default", "layers", "ends", "reconstruction", "mixed_precision"}, set(), where)
     layers = _mapping(document.get("layers") or {}, f"{where}: layers")
     for key in layers:
         _check_pattern(key, f"{where}: layers")
@@ -102,12 +101,9 @@ def _section(document: Any, where: str) -> Section:
         default=_treatment(document.get("default", "keep"), f"{where}: default"),
         layers={str(key): _treatment(entry, f"{where}: {key}") for key, entry in layers.items()},
         ends=_treatment(document["ends"], f"{where}: ends") if "ends" in document else "default",
-        attention=_spec(AttentionSpec, document.get("attention"), f"{where}: attention"),
         reconstruction=_spec(ReconstructionSpec, document.get("reconstruction"), f"{where}: reconstruction"),
         mixed_precision=None if mixed is None else _mixed(mixed, f"{where}: mixed_precision"),
     )
-    if section.attention is not None:
-        _among(section.attention.format, ("log2", "e4m3"), f"{where}: attention: format")
     if section.reconstruction is not None:
         _among(section.reconstruction.unit, ("layer", "block"), f"{where}: reconstruction: unit")
     return section

@@ -164,6 +164,7 @@ class UnitFunction:
         by_name = {node.name: node for node in span.nodes}
         self._sites = {by_name[site.node]: site for site in span.sites}
         self._functions = {n: _function(graph, s, n, decided) for n, s in self._sites.items() if s.name in decided}
+        self._scales = scale_names(span, decided)
         self._decided = {s.name: decided_values(decided[s.name]) for s in self._sites.values() if s.name in decided}
 
     def __call__(self, inputs: Mapping[str, torch.Tensor], trial: Trial) -> Outputs:
@@ -186,13 +187,25 @@ class UnitFunction:
         parts = []
         for number, part in enumerate(self._decided[name]):
             key = part_key(name, number)
-            parts.append(PartValues(trial.weights.get(key, part.weight), trial.scales.get(key, part.scale)))
+            parts.append(PartValues(trial.weights.get(key, part.weight), trial.scales.get(self._scales.get(key, ""), part.scale)))
         return _bound(function, parts, steps, mixed)
 
 
 def part_key(site: str, number: int) -> str:
     """The name of a part of a site in a `Trial`."""
     return f"{site}/{number}"
+
+
+def scale_names(span: Span, decided: Mapping[str, SiteValues]) -> dict[str, str]:
+    """Part -> the name of its activation scale in a `Trial`: sites that share one (q, k and v) go on sharing what is learned."""
+    names: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for site in span.sites:
+        for number, part in enumerate(decided[site.name].parts if site.name in decided else ()):
+            if part.activations is not None and part.activations.scale is not None:
+                key = part_key(site.name, number)
+                names[key] = first.setdefault(id(part.activations.scale), key)
+    return names
 
 
 def joined(outputs: list[torch.Tensor], sizes: list[float]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from dexport.passes.graph import Graph, run
 from dexport.passes.quantization.reconstruction import Trial
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.sites import sites
-from dexport.passes.quantization.unit import ROW, Computation, Indexed, UnitFunction, joined, part_key
+from dexport.passes.quantization.unit import ROW, Computation, Indexed, UnitFunction, joined, part_key, scale_names
 from dexport.passes.quantization.unit_site import real_weights
 from dexport.passes.quantization.units import Span, spans
 from tests.passes.graphs import LATENT, example, graph_of
@@ -84,6 +84,16 @@ def test_trial_weights_and_scales_count_and_have_gradients(tmp_path: Path) -> No
     coarse = unit(inputs, Trial({}, {key: scale}, lambda exact, rounded: rounded)).output
     (gradient,) = torch.autograd.grad(coarse.square().sum(), scale)
     assert gradient.abs() > 0 and not torch.allclose(coarse, plain)
+
+
+def test_a_scale_that_sites_share_has_one_name(tmp_path: Path) -> None:
+    graph = graph_of(Branching())
+    (span,) = spans(graph, "block", {"blocks.0.0"})
+    shared = decided(graph, Scratch(tmp_path), activations=static(0.02))
+    apart = shared | {"blocks.0.1": decided(graph, Scratch(tmp_path), activations=static(0.02))["blocks.0.1"]}
+    assert scale_names(span, shared) == {"blocks.0.0/0": "blocks.0.0/0", "blocks.0.1/0": "blocks.0.0/0"}
+    assert scale_names(span, apart) == {"blocks.0.0/0": "blocks.0.0/0", "blocks.0.1/0": "blocks.0.1/0"}
+    assert scale_names(span, decided(graph, Scratch(tmp_path))) == {}
 
 
 def test_some_rows_are_those_rows(tmp_path: Path) -> None:
