@@ -30,7 +30,7 @@ from dexport.passes.quantization.reconstruction import Fit, Outputs, Reconstruct
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.sites import ends, sites
 from dexport.passes.quantization.statistics import Statistics
-from dexport.passes.quantization.unit import ROW, Indexed, UnitFunction, part_key
+from dexport.passes.quantization.unit import ROW, Indexed, UnitFunction, part_key, scale_names
 from dexport.passes.quantization.unit_flow import Flow, Live, joined_rows
 from dexport.passes.quantization.unit_site import real_weights
 from dexport.passes.quantization.units import GRANULARITIES, Span, spans
@@ -191,9 +191,11 @@ class _Reconstruction:
             self._flow.reach(span)
             exact, inner = self._flow.exact_outputs(span, self._spec.inner > 0)
             found, power = self._fitted(span, exact, inner)
+            names, learned = scale_names(span, self._values), {}
             for site in span.sites:
                 if site.name in self._wanted and found.improved:
-                    self._values[site.name] = self._with(site.name, found)
+                    learned[site.name] = self._with(site.name, found, names)
+            self._values |= learned
             if not found.improved:
                 self._note(span, "rounded to the nearest: learned rounding was not better")
             self._flow.leave(span, exact, self._values)
@@ -224,7 +226,7 @@ class _Reconstruction:
 
     def _learnable(self, span: Span) -> tuple[dict[str, tuple[torch.Tensor, WeightGrid]], dict[str, torch.Tensor]]:
         """Real weights with their grids, and activation scales, by part."""
-        weights, scales = {}, {}
+        weights, scales, names = {}, {}, scale_names(span, self._values)
         for site in span.sites:
             if site.name not in self._wanted:
                 continue
@@ -233,18 +235,18 @@ class _Reconstruction:
                 key, coarse = part_key(site.name, number), None if part.coarse is None else part.coarse.load()
                 weights[key] = (real, WeightGrid(part.format, part.scale.load(), coarse))
                 if part.activations is not None and part.activations.scale is not None:
-                    scales[key] = part.activations.scale.float()
+                    scales[names[key]] = part.activations.scale
         return weights, scales
 
-    def _with(self, site: str, found: Reconstructed) -> SiteValues:
-        """A site's values with what was found."""
+    def _with(self, site: str, found: Reconstructed, names: Mapping[str, str]) -> SiteValues:
+        """A site's values with what was found; `names` are those of its scales."""
         decided, parts = self._values[site], []
         for number, part in enumerate(decided.parts):
             key = part_key(site, number)
             codes = self._scratch.keep(f"{self._graph.name}/{key} learned by {self._spec}", {"codes": found.weights[key].codes})["codes"]
             activations = part.activations
-            if self._spec.activations and activations is not None and key in found.scales:
-                activations = replace(activations, scale=found.scales[key].detach())
+            if self._spec.activations and activations is not None and key in names:
+                activations = replace(activations, scale=found.scales[names[key]])
             parts.append(replace(part, codes=codes, activations=activations))
         return replace(decided, parts=tuple(parts))
 
