@@ -50,7 +50,7 @@ def report_data(manifest: Manifest, decided: Plan, before: Split, quantized: Qua
     return ReportData(
         title=f"{Path(decided.options.model).name}, {recipe.name}, {decided.target.id}",
         reference=f"the pipeline in {decided.precision}",
-        candidate=f"recipe {recipe.name}: {recipe.summary}",
+        candidate=f"recipe {recipe.name}: {recipe.summary.rstrip('.')}",
         created=manifest.created,
         notes=tuple(notes),
         quality=judged.quality,
