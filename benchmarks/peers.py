@@ -29,12 +29,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peers_modelopt
 import peers_naive
 import torch
 from quality_data import Example, Quantized, embedded, open_example, prompts_of, sample, torch_denoiser
-from quality_metrics import latent_cosine, measured, scores
+from quality_metrics import measured, scores
 
 Maker = partial[Quantized]
 
@@ -75,13 +74,13 @@ def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch
     score = scores(prompts, reference.pictures, mapper)
     where = torch.cuda.get_device_name() if example.device.type == "cuda" else f"{platform.machine()} processor"
     facts = {"pictures": len(prompts), "on": f"{where}, torch {torch.__version__}"}
-    cosine = np.ones((len(reference.latents), len(prompts)))
+    exact = (reference.pictures, reference.latents.numpy())
     yield {
         "peer": "fp32",
         "weights": "fp32",
         "activations": "fp32",
         "bits": 32.0,
-        **measured(reference.pictures, cosine, score, reference.pictures, score),
+        **measured(exact, exact, (score, score)),
         **facts,
     }
     for make in (make for make in makers if re.search(only, called(make))):
@@ -98,8 +97,8 @@ def rows_of(example: Example, makers: Iterator[Maker], prompts: list[str], batch
         print(
             f"{peer.name}: quantized in {ready - began:.0f} s, sampled in {time.perf_counter() - ready:.0f} s", file=sys.stderr, flush=True
         )
-        drift = latent_cosine(samples.latents, reference.latents)
-        columns = measured(samples.pictures, drift, scores(prompts, samples.pictures, mapper), reference.pictures, score)
+        marks = scores(prompts, samples.pictures, mapper)
+        columns = measured(exact, (samples.pictures, samples.latents.numpy()), (score, marks))
         yield {"peer": peer.name, "weights": peer.weights, "activations": peer.activations, "bits": peer.bits, **columns, **facts}
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from captured import load_split, save_split
 from quality_data import CALIBRATION_PROMPTS, EXAMPLE, GUIDANCE, STEPS, prompts_of
-from quality_metrics import latent_cosine, measured, scores
+from quality_metrics import measured, scores
 from torch._dispatch.python import enable_python_dispatcher
 
 from dexport.exporter.calibration import calibrate
@@ -141,9 +141,8 @@ def rows_of(
             traceback.print_exc()
             yield {"recipe": recipe.name, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
             continue
-        cosine = latent_cosine(torch.from_numpy(run.latents), torch.from_numpy(reference.latents))
         marks = scores(prompts, run.pictures, mapper)
-        columns = measured(run.pictures, cosine, marks, reference.pictures, score)
+        columns = measured((reference.pictures, reference.latents), (run.pictures, run.latents), (score, marks))
         print(f"{recipe.name}: {ready - began:.0f} s, {columns['psnr']:.1f} dB", file=sys.stderr, flush=True)
         part = next(iter(recipe.sections))
         component = {"denoiser": "denoiser", "text_encoder": "text_encoder", "vae": "vae_decoder"}[part]

@@ -118,6 +118,7 @@ def targets(as_json: bool) -> None:
     "--golden", type=click.Choice(["auto", "none"]), help="Put inputs and outputs for `dexport selftest` into the bundle.  [default: auto]"
 )
 @click.option("--recipe", metavar="NAME", help="How to quantize: a name of `dexport recipes` or a YAML file.")
+@click.option("--modelopt", metavar="CHECKPOINT", help="Quantize as NVIDIA ModelOpt did: what its save or export wrote.")
 @click.option("--component", "parts", metavar="PART=RECIPE", multiple=True, help="Another recipe for a part, or PART=keep.")
 @click.option("--skip", metavar="LAYER", multiple=True, help="Do not quantize a layer, or all that match 're:PATTERN'.")
 @click.option("--calibration", metavar="PROMPTS.txt", help="One prompt per line to calibrate with.  [default: some of ours]")
@@ -135,7 +136,7 @@ def targets(as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and stop.")
 @_common
 def build(output: Path | None, config: Path | None, settings: tuple[str, ...], dry_run: bool, **flags: Any) -> None:
-    """Compile MODEL, a diffusers pipeline directory or a hub id, into a bundle; --recipe quantizes it."""
+    """Compile MODEL, a diffusers pipeline directory or a hub id, into a bundle; --recipe or --modelopt quantizes it."""
     from dexport.commands import build_command
 
     build_command({key: value for key, value in flags.items() if value not in (None, ())}, output, config, settings, dry_run)
@@ -193,7 +194,7 @@ def recipes(name: str | None, as_json: bool) -> None:
     help="How the inputs for learned rounding are chosen; zero-data needs no prompts.",
 )
 @click.option("--calibration-size", metavar="N", type=click.IntRange(1), help="Pictures to make.  [default: one per prompt]")
-@click.option("--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Of the first picture.")
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the first picture.")
 @click.option("-o", "--output", metavar="STATISTICS", type=click.Path(path_type=Path), required=True, help="The file to write.")
 @_common
 def calibrate(**arguments: Any) -> None:
