@@ -18,7 +18,9 @@ How a kernel is recognised:
 
 - *gemm*: ``fully_connected``, alone or in the body of a ``runtime_fusion``. Its precision is that of its two operands: int8
   by int8 is an INT8 GEMM; half by half is FP16 whatever its inputs were dequantized from. A float GEMM is ``tf32`` where
-  the header allows it (``tf32=1``, TensorRT's default) and ``fp32`` otherwise.
+  the header allows it (``tf32=1``, TensorRT's default) and ``fp32`` otherwise. One whose body widens its second operand from
+  integers is ``int4-weights`` or ``int8-weights``: arithmetic in 16 or 32 bits, weights read at their bits. Where the widened
+  weight goes through memory, that is a kernel of its own and the GEMM is FP16.
 - *attention*: a function with ``mha`` in its name (``_gemm_mha_v2``). Its precision is the commonest type of its operands:
   query, key and value share one, and come in no fixed order with masks between them.
 - *convolution*: ``corrltn`` (its name for convolution) and ``deconvolution``, also inside fusions.
@@ -98,8 +100,8 @@ class KernelCounts:
     """Kernels of one program, counted.
 
     Args:
-        gemms: number of GEMMs by precision ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "fp4"; "unknown" if the plan
-            does not describe the operands).
+        gemms: number of GEMMs by precision ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", "fp4"; "int4-weights" and
+            "int8-weights" of weight-only ones; "unknown" if the plan does not describe the operands).
         attentions: number of fused attentions by precision.
         convolutions: number of convolutions by precision.
         conversions: kernels that only move or convert data.
@@ -374,11 +376,29 @@ def _fused(instruction: _Instruction, graph: _Graph, bodies: Sequence[_Graph]) -
         return ("gemm", ("unknown",)) if "backbone=gemm" in instruction.text else ("other", ())
     body = bodies[int(position[1])]
     inside = [_classified(i, _Graph((), graph.tf32, body.types, {}, ())) for i in body.instructions]
+    widened = [_widened(i.inputs[1], body) for i in body.instructions if i.kind == "fully_connected" and len(i.inputs) > 1]
+    if found := tuple(kind for kind in widened if kind):
+        return "gemm", found
     for kind in ("gemm", "attention", "convolution"):
         precisions = tuple(p for k, found in inside for p in found if k == kind)
         if precisions:
             return kind, precisions
     return "other", ()
+
+
+def _widened(name: str, body: _Graph) -> str:
+    """ "int4-weights" or "int8-weights" for an operand that the body makes from integers that it is given, else empty."""
+    writers = {output: i for i in body.instructions for output in i.outputs}
+    seen, stack = set[str](), [name] if name in writers else []
+    while stack:
+        name = stack.pop()
+        kind = body.types.get(name, "?").partition("[")[0]
+        if name in writers and name not in seen:
+            stack += writers[name].inputs
+        elif kind in ("int4", "int8"):
+            return f"{kind}-weights"
+        seen.add(name)
+    return ""
 
 
 def _unfused(graph: _Graph, work: Sequence[_Instruction], kernels: Sequence[Kernel]) -> tuple[str, ...]:
