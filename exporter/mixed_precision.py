@@ -15,8 +15,8 @@ Groups of layers are ranked by what suits their name (metric-decoupled allocatio
     content, picture     the pictures
     quality              the denoiser's output
 
-as far as the metric measured it, else by the metric itself. With the metric "end-to-end" the budget is divided between groups by making
-pictures with every division.
+as far as the metric measured it, else by the metric itself, which also says how much the groups matter beside each other. With the metric
+"end-to-end" the budget is divided between groups by making pictures with every division.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class _Allocation:
         groups = self._groups(table)
         budget = self._budget({unit: found for options in groups.values() for unit, found in options.items()})
         judge = self._judge(report) if self._wanted.probe.metric == "end-to-end" and len(groups) > 1 else None
-        found = allocate_groups(groups, budget, judge, where=self._where)
+        found = allocate_groups(groups, budget, _importance(groups, table), judge, where=self._where)
         chosen = {site: choice for unit, choice in found.choices.items() for site in self._units[unit]}
         overrides = {site: None if choice in self._keeping else self._spec.choices[choice] for site, choice in chosen.items()}
         bits = sum(self._bits_of(site, choice) for site, choice in chosen.items()) + self._fixed_bits()
@@ -258,6 +258,15 @@ class _Allocation:
             return trial.error(trial.pictures({**values, **self._fixed.values}))
 
         return judge
+
+
+def _importance(groups: Mapping[str, Options], table: SensitivityTable) -> dict[str, float]:
+    """Group -> the harm of its worst choices by the measure of the metric, which is the same for all groups."""
+
+    def worst(unit: str, options: Mapping[str, Option]) -> float:
+        return max(table.harm(unit, choice, table.measure) for choice in options if table.has(unit, choice))
+
+    return {name: sum(worst(unit, options) for unit, options in units.items()) for name, units in groups.items()}
 
 
 def _named(key: str, name: str) -> bool:

@@ -6,7 +6,8 @@ with x in {0, 1}: a multiple-choice knapsack, solved to the proven optimum as an
 (arXiv 2405.17873, section 3.3). The harm of a layer is taken as independent of the others.
 
 Where groups of layers are ranked by metrics that cannot be compared (metric-decoupled allocation: MixDQ, and ViDiT-Q, arXiv 2406.02540,
-section 3.4), the budget is divided between the groups in many ways, each group is solved alone, and whoever can judge the whole picks one.
+section 3.4), harms become shares of the worst that a group can suffer, times how much that matters by a measure that all groups have. Where
+somebody can judge the whole, the budget is also divided between the groups in many ways, each group solved alone, and the best is taken.
 """
 
 from __future__ import annotations
@@ -120,28 +121,35 @@ def _total(options: Options, chosen: Mapping[str, str]) -> Allocation:
     return Allocation(chosen, math.fsum(o.harm for o in picked), math.fsum(o.size for o in picked))
 
 
-def normalised(options: Options) -> Options:
-    """The same with harms as shares of what the most harmful choices do together, so that several groups can be added."""
+def normalised(options: Options, importance: float = 1.0) -> Options:
+    """The same with harms as shares of what the most harmful choices do together, times `importance`: several groups can be added."""
     most = math.fsum(max(o.harm for o in choices.values()) for choices in options.values())
-    return {unit: {c: Option(o.harm / most if most else 0.0, o.size) for c, o in choices.items()} for unit, choices in options.items()}
+    factor = importance / most if most else 0.0
+    return {unit: {c: Option(o.harm * factor, o.size) for c, o in choices.items()} for unit, choices in options.items()}
 
 
 def allocate_groups(
-    groups: Mapping[str, Options], budget: Budget, judge: Callable[[Allocation], float] | None = None, parts: int = 8, where: str = "budget"
+    groups: Mapping[str, Options],
+    budget: Budget,
+    importance: Mapping[str, float],
+    judge: Callable[[Allocation], float] | None = None,
+    parts: int = 8,
+    where: str = "budget",
 ) -> Allocation:
     """Allocation where every group has a metric of its own.
 
     Args:
         groups: name -> options; a unit is in one group only.
+        importance: name -> the worst that the group can suffer, by one measure for all groups.
         judge: how bad an allocation of everything is; called once per different one. None adds harms, each as its share of the group's
-            worst.
+            worst times its importance.
         parts: into how many parts what is left above the smallest sizes is divided; every way of giving them to the groups is tried, and
             what a group does not take goes to the next.
 
     Raises:
         UserError: nothing fits.
     """
-    scaled = {name: normalised(options) for name, options in groups.items() if options}
+    scaled = {name: normalised(options, importance[name]) for name, options in groups.items() if options}
     joint: Options = {unit: choices for options in scaled.values() for unit, choices in options.items()}
     together = allocate(joint, budget, where)
     if judge is None or len(scaled) < 2:

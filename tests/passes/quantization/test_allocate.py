@@ -84,9 +84,12 @@ def test_groups_are_compared_by_shares_of_their_own_worst() -> None:
         "loud": {"a": {"w4": Option(500.0, 4), "w8": Option(0, 8)}, "b": {"w4": Option(500.0, 4), "w8": Option(0, 8)}},
         "quiet": {"c": {"w4": Option(0.009, 4), "w8": Option(0, 8)}, "d": {"w4": Option(0.001, 4), "w8": Option(0, 8)}},
     }
-    found = allocate_groups(groups, Budget(20))
+    found = allocate_groups(groups, Budget(20), {"loud": 1.0, "quiet": 1.0})
     assert found.choices == {"a": "w4", "b": "w4", "c": "w8", "d": "w4"}
     assert found.harm == pytest.approx(1.0 + 0.1)
+    louder = allocate_groups(groups, Budget(20), {"loud": 2.0, "quiet": 1.0})
+    assert "w8" in (louder.choices["a"], louder.choices["b"])
+    assert louder.harm == pytest.approx(2.0 - 1.0 + 1.0)
     assert normalised({"x": {"w4": Option(0.0, 1)}}) == {"x": {"w4": Option(0.0, 1)}}
 
 
@@ -102,7 +105,7 @@ def test_a_judge_divides_the_budget_between_groups() -> None:
         tried.append(allocation)
         return sum(1.0 for name, choice in allocation.choices.items() if name.startswith("b") and choice == "w4")
 
-    found = allocate_groups(groups, budget, only_the_second_matters)
+    found = allocate_groups(groups, budget, {"first": 1.0, "second": 1.0}, only_the_second_matters)
     assert [name for name, choice in found.choices.items() if choice == "w8"] == ["b1", "b2"]
     assert all(a.size <= budget.limit for a in tried)
     assert len({tuple(sorted(a.choices.items())) for a in tried}) == len(tried) > 2
@@ -110,5 +113,5 @@ def test_a_judge_divides_the_budget_between_groups() -> None:
 
 def test_what_one_group_does_not_need_goes_to_the_next() -> None:
     groups = {"small": {"a": {"w4": Option(1.0, 4), "w8": Option(0.0, 8)}}, "large": {"b": {"w4": Option(1.0, 40), "w8": Option(0.0, 80)}}}
-    found = allocate_groups(groups, Budget(84), lambda a: float(a.choices["b"] == "w4"))
+    found = allocate_groups(groups, Budget(84), {"small": 1.0, "large": 1.0}, lambda a: float(a.choices["b"] == "w4"))
     assert found.choices == {"a": "w4", "b": "w8"}
