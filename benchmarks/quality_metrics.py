@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from quality_data import EXAMPLE  # noqa: F401 - puts the example's folder on the path
 
-from dexport.exporter.quality import latent_cosine, measure
+from dexport.exporter.quality import latent_cosine, picture_psnr, picture_ssim, quality_of
 
 PICTURES = 64
 
@@ -33,7 +33,8 @@ def measured(
         marks: scores [n] of both.
     """
     first = slice(0, PICTURES)
-    quality = measure(reference[0][first], given[0][first], scores=marks)
+    decibels = picture_psnr(reference[0][first], given[0][first])
+    quality = quality_of(decibels, picture_ssim(reference[0][first], given[0][first]), scores=marks)
     cosine = np.median(latent_cosine(reference[1], given[1]), axis=1)
     assert quality.score is not None
     return {
@@ -47,4 +48,5 @@ def measured(
         "low": quality.score.low,
         "high": quality.score.high,
         "cosine at steps 5, 10, 15": " ".join(f"{c:.4f}" for c in cosine[4:-1:5]),
+        "psnr of every picture": [round(float(value), 2) for value in decibels],
     }

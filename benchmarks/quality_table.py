@@ -9,7 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from provenance import RESULTS
+
+from dexport.exporter.quality import score_change
 
 PAGE = Path(__file__).parent / "quality.md"
 _HEAD = """# What recipes make of the pictures
@@ -20,6 +23,12 @@ pictures with the paired bootstrap's 95 % interval of its difference to the unqu
 the linears that are quantized, scales and branches counted: a branch of rank 32 weighs much beside layers of 192 inputs.
 Peers quantize the same layers, calibrated on the same 32 prompts. Made by `recipes.py` and `peers.py`; figures in `results/`.
 """
+_MIXED = """## Mixed against uniform precision at the same bytes
+
+INT4 weights in blocks of one size for all layers, beside `vidit-q-mp`, which gives every layer blocks of 64, 32 or 16 or 8 bits:
+median PSNR, and the mean of the paired difference over 64 pictures with its bootstrap's 95 % interval.
+"""
+_PAIRS = (("uniform blocks of 24", "mixed, 4.67 bits"), ("uniform blocks of 16", "mixed, 5.00 bits"))
 _COLUMNS = ("bits", "PSNR", "p10", "SSIM", "p10", "cosine", "score", "difference")
 
 
@@ -28,6 +37,7 @@ def main() -> None:
     recipes, peers = (json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in ("recipes", "peers"))
     parts = [_HEAD, "## Recipes\n", _table("recipe", [r for r in recipes if "," not in r["recipe"]])]
     parts += ["## Variants of them, one thing changed\n", _table("recipe", [r for r in recipes if "," in r["recipe"]])]
+    parts += [_MIXED, _mixed({r["recipe"]: r for r in recipes})]
     parts += ["## Other quantizers on the same weights\n", _table("peer", peers)]
     PAGE.write_text("\n".join(parts), encoding="utf-8")
 
@@ -35,6 +45,16 @@ def main() -> None:
 def _table(name: str, rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join((name, *_COLUMNS)) + " |", "|---|" + "---:|" * len(_COLUMNS)]
     lines += [_line(name, row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _mixed(rows: dict[str, dict[str, Any]]) -> str:
+    lines = ["| bits | uniform | mixed | difference |", "|---:|---:|---:|---:|"]
+    for uniform, mixed in _PAIRS:
+        one, other = rows[f"vidit-q-mp, {uniform}"], rows[f"vidit-q-mp, {mixed}"]
+        change = score_change(*(np.array(row["psnr of every picture"]) for row in (one, other)))
+        difference = f"{change.change:+.2f} dB [{change.low:+.2f}, {change.high:+.2f}]"
+        lines.append(f"| {one['bits']:.2f}, {other['bits']:.2f} | {one['psnr']:.1f} | {other['psnr']:.1f} | {difference} |")
     return "\n".join(lines) + "\n"
 
 

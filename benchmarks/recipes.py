@@ -80,9 +80,7 @@ def variants() -> Iterator[Recipe]:
         yield changed(name, with_mode("table", False), f"{name}, table")
     for name in ("svdquant-w4a4", "svdquant-w4a8", "svdquant-nvfp4"):
         yield changed(name, lambda t: replace(t, low_rank=None), f"{name}, no branch")
-    yield changed("vidit-q-mp", lambda t: t, "vidit-q-mp")
-    uniform = find_recipe("vidit-q-mp")
-    yield replace(uniform, name="vidit-q-mp, uniform", sections={"denoiser": replace(uniform.sections["denoiser"], mixed_precision=None)})
+    yield from mixed_and_uniform()
     for label, spec in (
         ("int4 block-128", WeightSpec(format="int4", granularity="block-128", range="mse")),
         ("int8", WeightSpec(format="int8")),
@@ -91,6 +89,19 @@ def variants() -> Iterator[Recipe]:
         yield Recipe(name=f"text encoder {label}", summary="", sections={"text_encoder": encoder})
     vae = Section(default=Treatment(weights=WeightSpec(format="int8")))
     yield Recipe(name="vae int8 weights", summary="", sections={"vae": vae})
+
+
+def mixed_and_uniform() -> Iterator[Recipe]:
+    """Pairs of the same bytes: one block size for all layers, and the allocator's choice."""
+    mixed = find_recipe("vidit-q-mp")
+    section = mixed.sections["denoiser"]
+    assert section.mixed_precision is not None and section.default is not None
+    for block, bits in ((24, 4 + 16 / 24), (16, 5.0)):
+        weights = WeightSpec(format="int4", granularity=f"block-{block}", range="mse")
+        uniform = replace(section, default=replace(section.default, weights=weights), mixed_precision=None)
+        yield replace(mixed, name=f"vidit-q-mp, uniform blocks of {block}", sections={"denoiser": uniform})
+        budget = replace(section, mixed_precision=replace(section.mixed_precision, average_bits=bits))
+        yield replace(mixed, name=f"vidit-q-mp, mixed, {bits:.2f} bits", sections={"denoiser": budget})
 
 
 def wanted_recipes(only: str) -> list[Recipe]:
