@@ -126,6 +126,7 @@ def targets(as_json: bool) -> None:
 @click.option("--statistics", metavar="FILE", help="What `dexport calibrate` wrote, instead of calibrating now.")
 @click.option("--budget-bytes", metavar="X", type=click.IntRange(1), help="Most bytes of quantized weights, for mixed precision.")
 @click.option("--average-bits", metavar="B", type=float, help="The same as bits per weight, scales counted.")
+@click.option("--budget-ms", metavar="MS", type=float, help="Or: most milliseconds of one denoiser step, as estimated for the target.")
 @click.option("--allow-degrade", is_flag=True, default=None, help="Build the nearest that the target can do, and list it.")
 @click.option("--repair", is_flag=True, default=None, help="Keep the fewest layers that make bad pictures good.")
 @click.option("--min-psnr", metavar="DB", type=float, help="Fail below this median PSNR against the unquantized model.")

@@ -76,7 +76,7 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
             golden = _golden(decided, splits[0], programs[0], texts, writer.directory)
         manifest = _manifest(decided, splits[0], emitter, programs, texts, golden)
         if quantized is not None:
-            manifest = with_report(manifest, decided, before[0], quantized, writer.directory)
+            manifest = with_report(manifest, decided, before[0], quantized, programs[0][1], writer.directory)
         report("pack", 0.95)
         path = writer.finish(manifest)
     _trust_own_code(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dexport.exporter.build_recipe import QuantizedBuild
+from dexport.exporter.latency import picture_latency
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.plan import Plan
 from dexport.exporter.quality import quality_to_json
@@ -18,20 +19,26 @@ from dexport.exporter.report.data import ByteChange, Remark, ReportData, SiteBit
 from dexport.exporter.report.page import PAGE_NAME, write_report
 from dexport.exporter.split import Split
 from dexport.runtime.manifest import Manifest
+from dexport.runtime.program import Program
+from dexport.targets.latency import estimable
 
 FOLDER = "report"
 _PACKAGES = ("dexport", "torch", "diffusers", "onnx", "onnxruntime", "openvino", "tensorrt-rtx")
 _KEPT_BITS = 16
 
 
-def with_report(manifest: Manifest, decided: Plan, before: Split, quantized: QuantizedBuild, folder: Path) -> Manifest:
-    """The manifest with recipe and quality, and the report written into the folder of the bundle."""
+def with_report(manifest: Manifest, decided: Plan, before: Split, quantized: QuantizedBuild, program: Program, folder: Path) -> Manifest:
+    """The manifest with recipe and quality, and the report written into the folder of the bundle.
+
+    Args:
+        program: that makes a picture by default, for its time.
+    """
     first = quantized.sizes[0]
     document = recipe_document(quantized.effective.recipe, first)
     document["degraded"] = [f"{d.section}: {d.asked} to {d.built} ({d.reason})" for d in quantized.effective.degraded]
     document["repaired"] = list(quantized.repaired)
     quality = quantized.judged.quality
-    write_report(report_data(manifest, decided, before, quantized), folder / FOLDER)
+    write_report(report_data(manifest, decided, before, quantized, program), folder / FOLDER)
     return replace(
         manifest,
         recipe=document,
@@ -40,13 +47,16 @@ def with_report(manifest: Manifest, decided: Plan, before: Split, quantized: Qua
     )
 
 
-def report_data(manifest: Manifest, decided: Plan, before: Split, quantized: QuantizedBuild) -> ReportData:
+def report_data(manifest: Manifest, decided: Plan, before: Split, quantized: QuantizedBuild, program: Program) -> ReportData:
     """Everything that the report shows."""
     first, judged = quantized.sizes[0], quantized.judged
     recipe = quantized.effective.recipe
     notes = [judged.note] if judged.note else []
     if quantized.repaired:
         notes.append(f"Kept in {decided.precision} because the pictures needed it: {', '.join(quantized.repaired)}.")
+    known = estimable(decided.target)
+    if not known:
+        notes.append(f"Time was not estimated: {known.reason}.")
     return ReportData(
         title=f"{Path(decided.options.model).name}, {recipe.name}, {decided.target.id}",
         reference=f"the pipeline in {decided.precision}",
@@ -63,6 +73,7 @@ def report_data(manifest: Manifest, decided: Plan, before: Split, quantized: Qua
         ),
         weight_bytes=_weight_bytes(manifest, before),
         kernels=_kernels(manifest),
+        latency_ms=picture_latency(first.split, program, decided.target) if known else {},
         command=_command(decided),
         settings=manifest.config,
         versions={name: version for name in _PACKAGES if (version := _version(name)) is not None},

@@ -1,7 +1,8 @@
 """Mixed precision: every layer of a section gets one of the recipe's choices, so that the pictures suffer least within a budget of bits.
 
 The budget is over the layers that the recipe quantizes, scales and low-rank branches counted: layers that it keeps, and those that the user
-skips, are no part of it. `--budget-bytes` and `--average-bits` override the recipe's own. Layers that the recipe names have what it says
+skips, are no part of it. `--budget-bytes` and `--average-bits` override the recipe's own. `--budget-ms` is over all of a step: what the
+target takes for attention and for layers that are kept counts too (exporter/latency.py). Layers that the recipe names have what it says
 there; all others may get any choice that suits them.
 
 A choice that does nothing, `keep: {}`, leaves a layer as it is, at 16 bits per weight and no harm.
@@ -27,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dexport.errors import UserError
+from dexport.exporter.latency import StepLatency, step_latency
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.quantization import site_bits, treatments_of
 from dexport.exporter.scorer import load_scorer
@@ -38,13 +40,12 @@ from dexport.passes.quantization.allocate import Allocation, Budget, Option, Opt
 from dexport.passes.quantization.decide import Decisions, decide
 from dexport.passes.quantization.recipe import MixedPrecisionSpec, Recipe, Section, Treatment
 from dexport.passes.quantization.scratch import Scratch
-from dexport.passes.quantization.sites import Site, sites
+from dexport.passes.quantization.sites import sites
 from dexport.passes.quantization.statistics import Statistics
 
 GROUP_MEASURES = {"prompt": ("score", "prompt"), "content": ("picture",), "picture": ("picture",), "quality": ("output",)}
 """Name of a group -> the measures that rank it, the first that there is."""
 KEPT_BITS = 16
-LayerCost = Callable[[Site, Treatment], float]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ class Wanted:
 
     Attributes:
         budget_bytes, average_bits: None takes the recipe's average bits.
-        budget_ms: most milliseconds of all layers together, by `milliseconds`; instead of a budget of bits.
-        milliseconds: estimated time of one call of a layer under a treatment.
+        budget_ms: most milliseconds of a step, by `latency`; instead of a budget of bits.
         skip: names or `re:` patterns of layers that are kept.
     """
 
@@ -79,7 +79,7 @@ class Wanted:
     budget_bytes: int | None = None
     average_bits: float | None = None
     budget_ms: float | None = None
-    milliseconds: LayerCost | None = None
+    latency: StepLatency | None = None
     skip: tuple[str, ...] = ()
 
 
@@ -102,7 +102,15 @@ def allocate_treatments(
     spec = section.mixed_precision
     scorer = None if options.scorer is None or spec.metric != "end-to-end" else load_scorer(options.scorer)
     probe = Probe(metric=spec.metric, ranges=1 if spec.metric == "end-to-end" else 4, scorer=scorer, scorer_name=options.scorer or "")
-    wanted = Wanted(probe=probe, budget_bytes=options.budget_bytes, average_bits=options.average_bits, skip=options.skip)
+    latency = None if options.budget_ms is None else step_latency(pipeline.split.denoiser.loop, pipeline.plan)
+    wanted = Wanted(
+        probe=probe,
+        budget_bytes=options.budget_bytes,
+        average_bits=options.average_bits,
+        budget_ms=options.budget_ms,
+        latency=latency,
+        skip=options.skip,
+    )
     return allocated(pipeline, recipe, section, statistics, wanted, scratch, report).overrides
 
 
@@ -213,8 +221,8 @@ class _Allocation:
         return sum(self._milliseconds(site, self._spec.choices[choice]) for site in members)
 
     def _milliseconds(self, site: str, treatment: Treatment) -> float:
-        assert self._wanted.milliseconds is not None, "a budget of time needs estimates"
-        return self._wanted.milliseconds(self._sites[site], treatment)
+        assert self._wanted.latency is not None, "a budget of time needs estimates"
+        return self._wanted.latency.layer(self._sites[site], treatment)
 
     def _bits_of(self, site: str, choice: str) -> int:
         if choice in self._keeping:
@@ -234,7 +242,10 @@ class _Allocation:
     def _budget(self, options: Options) -> Budget:
         wanted = self._wanted
         if wanted.budget_ms is not None:
-            fixed = sum(self._milliseconds(site, self._fixed_treatments[site]) for site in self._fixed.values)
+            assert wanted.latency is not None
+            treated = {*(site for unit in options for site in self._units[unit]), *self._fixed.values}
+            fixed = wanted.latency.others(self._sites[site] for site in treated)
+            fixed += sum(self._milliseconds(site, self._fixed_treatments[site]) for site in self._fixed.values)
             return Budget(wanted.budget_ms, "ms", fixed=fixed)
         parameters = self._parameters({site: None for unit in options for site in self._units[unit]})
         average = wanted.average_bits if wanted.average_bits is not None else self._spec.average_bits
@@ -243,7 +254,7 @@ class _Allocation:
         elif average is not None:
             limit = average * parameters
         else:
-            fix = "add average_bits to the recipe, or give --average-bits or --budget-bytes"
+            fix = "add average_bits to the recipe, or give --average-bits, --budget-bytes or --budget-ms"
             raise UserError(self._where, expected="a budget", got="none", fix=fix)
         return Budget(limit, "bits", parameters, self._fixed_bits())
 

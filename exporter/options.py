@@ -12,7 +12,8 @@ from typing import Any
 from dexport.errors import UserError
 
 Size = tuple[int, int]
-_QUANTIZING = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits")
+_QUANTIZING = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits", "budget_ms")
+_BUDGETS = ("budget_bytes", "average_bits", "budget_ms")
 _GUARDING = ("allow_degrade", "repair", "min_psnr", "min_score")
 
 
@@ -42,6 +43,7 @@ class BuildOptions:
         calibration_size: how many of its prompts.
         budget_bytes: most bytes that the denoiser's quantized weights may take, for recipes with mixed precision.
         average_bits: the same as bits per weight, scales counted.
+        budget_ms: instead, most milliseconds of one step of the denoiser, as estimated for the target.
         allow_degrade: build what the target can do where it cannot do exactly what the recipe says, and list it.
         repair: keep the fewest layers in `precision` that make broken or bad pictures good, instead of failing.
         min_psnr: fail if the median PSNR against the unquantized model is below, in dB.
@@ -71,6 +73,7 @@ class BuildOptions:
     calibration_size: int = 32
     budget_bytes: int | None = None
     average_bits: float | None = None
+    budget_ms: float | None = None
     allow_degrade: bool = False
     repair: bool = False
     min_psnr: float | None = None
@@ -98,9 +101,10 @@ class BuildOptions:
     def _check_quantization(self) -> None:
         if self.calibration_size < 1:
             raise UserError("calibration_size", expected="at least 1", got=str(self.calibration_size), fix="32 is usual")
-        if self.budget_bytes is not None and self.average_bits is not None:
-            fix = "give one of them"
-            raise UserError("budget", expected="--budget-bytes or --average-bits", got="both", fix=fix)
+        budgets = [f"--{name.replace('_', '-')}" for name in _BUDGETS if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            expected = "one of --budget-bytes, --average-bits and --budget-ms"
+            raise UserError("budget", expected=expected, got=" and ".join(budgets), fix="give one of them")
         if self.min_score is not None and self.scorer is None:
             raise UserError("min_score", expected="a scorer", got="none", fix="name one with --scorer FILE.py:FUNCTION")
         if self.recipe is None:
@@ -164,7 +168,7 @@ def _converted(key: str, value: Any, where: str) -> Any:
                 return value if isinstance(value, bool) else {"true": True, "on": True, "false": False, "off": False}[str(value).lower()]
             case "batch" | "frames" | "calibration_size" | "budget_bytes" | "quality_prompts":
                 return int(value)
-            case "guidance" | "average_bits" | "min_psnr" | "min_score":
+            case "guidance" | "average_bits" | "budget_ms" | "min_psnr" | "min_score":
                 return float(value)
             case _:
                 return str(value)

@@ -21,6 +21,7 @@ from dexport.exporter.pipelines.family import Pipeline
 from dexport.exporter.scheduler_run import Schedule
 from dexport.exporter.source import local_directory
 from dexport.targets.catalogue import find
+from dexport.targets.latency import require_estimable
 from dexport.targets.target import Target
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -83,10 +84,12 @@ def plan(options: BuildOptions) -> Plan:
 
     Raises:
         UserError: unknown target or scheduler, a precision that the target lacks, a size that does not divide, not a pipeline directory,
-            a LoRA that does not fit.
+            a LoRA that does not fit, a budget of time for a device whose speed is not known.
     """
     target = find(options.target)
     target.require_buildable()
+    if options.budget_ms is not None:
+        require_estimable(target, "--budget-ms")
     precision = options.precision or target.default_precision
     if precision not in _DTYPES:
         raise UserError("precision", expected="fp32, fp16 or bf16", got=precision, fix="choose one of them")

@@ -57,7 +57,9 @@ class Budget:
     def words(self, size: float) -> str:
         """A size as a person says it."""
         if self.unit == "ms":
-            return f"{size:.4g} ms"
+            # Four digits, rounded up: who gives what the error says is enough must not meet the error again.
+            scale = 10.0 ** (3 - math.floor(math.log10(size))) if size > 0 else 1.0
+            return f"{math.ceil(size * scale) / scale:.6g} ms"
         bits = f" ({size / self.parameters:.4f} bits per weight)" if self.parameters else ""
         return f"{math.ceil(size / 8)} bytes{bits}"
 

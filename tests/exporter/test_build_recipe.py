@@ -65,6 +65,7 @@ def test_a_bundle_holds_the_bit_map_its_quality_and_a_report(quantized_bundle: P
     figures = json.loads(bundle.read_bytes("report/report.json"))
     assert figures["quality"]["psnr"] == manifest.quality["psnr"]
     assert "--set recipe=int8-table" in figures["command"]
+    assert figures["latency_ms"] == {} and "Time was not estimated: its speed depends on the machine at hand." in page
 
 
 def test_the_quantized_bundle_computes_what_the_graphs_mean(quantized_bundle: Path) -> None:
@@ -94,6 +95,23 @@ def test_quality_is_not_measured_when_nobody_asks(opened: TorchPipeline, tmp_pat
 def test_bad_pictures_stop_the_build_and_name_what_would_help(opened: TorchPipeline, tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"--min-psnr: expected a median PSNR of at least \d+ dB, got .*; these layers need their precision"):
         applied(opened, None, tmp_path, recipe=_two_bits(tmp_path), min_psnr=45.0)
+
+
+def test_a_budget_of_time_gives_layers_back_their_precision(opened: TorchPipeline, statistics_file: Path, tmp_path: Path) -> None:
+    """All layers in int8 is the fastest; a budget above it lets some stay."""
+    recipe = tmp_path / "mixed.yaml"
+    w8a8 = "{weights: {format: int8}, activations: {format: int8}}"
+    choices = f"mixed_precision: {{metric: sqnr, choices: {{w8a8: {w8a8}, keep: {{}}}}}}"
+    recipe.write_text(f"name: mixed\nsummary: For a test.\ndenoiser: {{ends: keep, default: {w8a8}, {choices}}}\n")
+
+    def kept(budget: float) -> int:
+        found = applied(opened, statistics_file, tmp_path, recipe=str(recipe), target="rtx-3060", budget_ms=budget, quality_prompts=0)
+        return sum(layer.bits >= 16 for layer in found.sizes[0].layers)
+
+    with pytest.raises(UserError, match=r"mixed_precision: expected at least \S+ ms, the smallest possible, got 1e-06 ms") as error:
+        kept(1e-6)
+    smallest = float(str(error.value).split("at least ")[1].split()[0])
+    assert kept(smallest) < kept(smallest * 1.02) < kept(1.0)
 
 
 def test_repair_keeps_the_layers_that_need_it(opened: TorchPipeline, tmp_path: Path) -> None:
@@ -148,7 +166,10 @@ def test_statistics_of_other_steps_are_refused_by_tables_alone(opened: TorchPipe
     ("options", "message"),
     [
         ({"skip": ("x",)}, "skip: expected a recipe that it applies to"),
-        ({"recipe": "int8", "budget_bytes": 1, "average_bits": 4.0}, "budget: expected --budget-bytes or --average-bits, got both"),
+        (
+            {"recipe": "int8", "budget_bytes": 1, "budget_ms": 4.0},
+            "budget: expected one of --budget-bytes, --average-bits and --budget-ms, got --budget-bytes and --budget-ms; give one of them",
+        ),
         ({"recipe": "int8", "min_score": 0.5}, "min_score: expected a scorer"),
         ({"recipe": "int8", "calibration_size": 0}, "calibration_size: expected at least 1"),
         ({"min_psnr": 30.0}, "min-psnr: expected a recipe that it applies to"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dexport.errors import UserError
+from dexport.exporter.latency import StepLatency
 from dexport.exporter.mixed_precision import Allocated, Wanted, allocate_treatments, allocated, choice_units
 from dexport.exporter.quantization import QuantizedSplit, quantized_split
 from dexport.exporter.sensitivity import Probe
@@ -17,6 +19,7 @@ from dexport.passes.quantization.recipe_file import read_recipe
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.sites import ends, sites
 from dexport.passes.quantization.statistics import Statistics
+from dexport.targets.catalogue import find
 
 RECIPE = read_recipe(
     """
@@ -104,16 +107,31 @@ def test_bytes_and_skipped_layers(opened: TorchPipeline, calibrated: Statistics,
 
 
 def test_a_budget_of_time(opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:
-    def milliseconds(site: object, treatment: Treatment) -> float:
-        assert treatment.weights is not None
-        return 2.0 if treatment.weights.format == "int8" else 1.0
+    """The step as estimated for a GPU keeps within it; attention and the ends, which nobody chooses, count."""
+    loop = opened.split.denoiser.loop
+    latency = StepLatency(loop, find("rtx-3060"), rows=2)
+    section = RECIPE.sections["denoiser"]
+    assert section.mixed_precision is not None
+    keep, w8 = Treatment(), section.mixed_precision.choices["w8"]
+    recipe = _mixed(choices={"w8": w8, "keep": keep})
+    layers = {site.name: site for site in sites(loop) if site.name not in ends(loop)}
 
-    free = len(_allocated(opened, calibrated, tmp_path).choices)
-    fixed = 2.0  # the layer that the recipe names
-    found = _allocated(opened, calibrated, tmp_path, budget_ms=free + 2 + fixed, milliseconds=milliseconds)
-    assert list(found.choices.values()).count("w8") == 2
-    with pytest.raises(UserError, match=f"at least {free + fixed:g} ms, the smallest possible"):
-        _allocated(opened, calibrated, tmp_path, budget_ms=free + fixed - 0.5, milliseconds=milliseconds)
+    def step(treatments: Mapping[str, Treatment]) -> float:
+        return latency.others(layers.values()) + sum(latency.layer(layers[name], t) for name, t in treatments.items())
+
+    named = {name: section.layers["re:blocks\\.0\\.ff\\.net\\.2"] for name in layers if name.endswith("blocks.0.ff.net.2")}
+    slowest, fastest = (step({name: named.get(name) or treatment for name in layers}) for treatment in (keep, w8))  # type: ignore[misc]
+    budget = (slowest + fastest) / 2
+    found = _allocated(opened, calibrated, tmp_path, recipe, budget_ms=budget, latency=latency)
+    chosen = {name: keep if treatment is None else treatment for name, treatment in found.overrides["denoiser"].items()}
+    assert set(found.choices.values()) == {"w8", "keep"}
+    assert fastest < step({**named, **chosen}) <= budget  # type: ignore[dict-item]
+    with pytest.raises(UserError, match=r"at least (\S+) ms, the smallest possible") as error:
+        _allocated(opened, calibrated, tmp_path, recipe, budget_ms=fastest / 2, latency=latency)
+    smallest = float(str(error.value).split("at least ")[1].split()[0])
+    assert smallest == pytest.approx(fastest, rel=1e-3)
+    least = _allocated(opened, calibrated, tmp_path, recipe, budget_ms=smallest, latency=latency)
+    assert set(least.choices.values()) == {"w8"}
 
 
 def test_layers_that_read_one_value_are_alike_where_activations_differ(

@@ -53,3 +53,9 @@ def test_processors_compute_in_fp32_and_store_narrow(
 def test_a_precision_that_is_none_is_refused(pixart: Path) -> None:
     with pytest.raises(UserError, match="precision: expected fp32, fp16 or bf16, got int3; choose one of them"):
         plan(BuildOptions(model=str(pixart), target="cpu", precision="int3"))
+
+
+def test_a_budget_of_time_needs_a_device_whose_speed_is_known() -> None:
+    message = "^--budget-ms: expected a device whose speed is known, got cpu: its speed depends on the machine at hand; drop it, or choose"
+    with pytest.raises(UserError, match=message):
+        plan(BuildOptions(model="anything", target="cpu", recipe="vidit-q-mp", budget_ms=5.0))

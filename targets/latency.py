@@ -1,0 +1,182 @@
+"""How long an operation takes on a device: a roofline with the sustained fractions that published measurements show.
+
+    t = max(operations / (peak of the format x e), bytes / (bandwidth x BANDWIDTH))
+
+e depends on the class of GPU and on what multiplies (`Sustained`); peaks are those of `Target.peak_tops`. fp8 counts at its faster rate,
+with fp16 accumulation, because the fractions below were found with it. Kernels are taken as launched from one recorded graph: no time of
+its own per launch. What an operation reads and writes is the caller's to say (`exporter/latency.py` reads it off a graph).
+
+How far to trust it: published milliseconds beside this estimate (tests/targets/test_latency.py), images of FLUX.1-dev at 1024x1024 and
+videos of CogVideoX-5B. All are within a factor of 1.25. The fractions were fitted to these and others like them: other models may be
+further off, above all small ones, whose time goes into launches and host code.
+
+    FLUX.1-dev bf16               RTX 4090        657   549   nunchaku, assets/efficiency.jpg; eager PyTorch, which moves more bytes
+    FLUX.1-dev bf16               RTX 5090        484   423   the same
+    FLUX.1-dev nvfp4, SVDQuant    RTX 5090        162   176   the same, fused
+    FLUX.1-dev fp8                RTX 4090        285   275   flux-fp8-api, README; compiled
+    FLUX.1-dev fp8                RTX 6000 Ada    357   360   the same
+    FLUX.1-dev bf16               H100            150   143   diffusers-torchao, README; compiled
+    CogVideoX-5B bf16             A100           4240  3429   the same: two evaluations, and a 50th of text encoder and decoder
+    CogVideoX-5B int8             A100           3546  3188   the same
+
+Nothing is published for diffusion transformers on a Jetson. Orin's fractions rest on one MLPerf result (SDXL in 9.94 s on AGX Orin), Thor's
+on prefill of language models: their estimates may be wrong by a factor of 2. What stands as assumed was not measured on that class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from dexport.errors import UserError
+from dexport.targets.formats import Support
+from dexport.targets.source import Source
+from dexport.targets.target import Target
+
+BANDWIDTH = 0.8
+"""Sustained part of the memory's bandwidth."""
+_FP32 = 0.7
+"""Sustained part of the peak without tensor cores; assumed."""
+_HEAD_STEP, _FULL_HEAD, _SMALL_HEAD = 32, 128, 0.85
+"""Fused attention kernels fill heads up to a multiple of 32 and lose up to 15 % below 128 (SageAttention's charts)."""
+
+Kind = Literal["product", "attention", "traffic"]
+_EIGHT, _FOUR = ("int8", "fp8"), ("int4", "nvfp4")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One operation.
+
+    Attributes:
+        name: of the operation, for tables.
+        kind: a product with a weight, the products of an attention, or anything that only moves data.
+        operations: 2 per multiply-add.
+        bytes: read from and written to memory.
+        format: what is multiplied, one of `targets.formats.FORMATS`.
+    """
+
+    name: str
+    kind: Kind
+    operations: float
+    bytes: float
+    format: str = "fp16"
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """Which part of its peak a class of GPU keeps up.
+
+    Attributes:
+        half: products of 16-bit numbers, of the fp16 peak.
+        eight: of int8 or fp8, of that format's peak.
+        four: of int4 or fp4.
+        attention: fused attention in 16 bits, of the fp16 peak.
+        source: where they come from.
+    """
+
+    half: float
+    eight: float
+    four: float
+    attention: float
+    source: Source
+
+
+_FITTED = "fitted to FLUX.1 timings"
+_GEFORCE = Source(f"linears {_FITTED} of nunchaku and flux-fp8-api; attention: SageAttention's charts of FlashAttention 2", "computed")
+_ADA_PRO = Source(f"{_FITTED} of flux-fp8-api on an RTX 6000 Ada, which 300 W limit", "computed")
+_A100 = Source("fitted to CogVideoX-5B timings of diffusers-torchao; attention: SageAttention's charts", "computed")
+_H100 = Source("fitted to FLUX.1 timings of diffusers-torchao and flux-fp8-api; attention: FlashAttention 3", "computed")
+_GB10 = Source("fitted to Z-Image-Turbo timings on a DGX Spark; attention: NVIDIA dgx-spark-playbooks", "computed")
+_MLPERF = Source("MLPerf Inference 4.1, SDXL on AGX Orin: 0.58 of the fp16 peak, 0.29 of the int8 peak; attention assumed", "computed")
+_PREFILL = Source("TensorRT-Edge-LLM 0.4.0, prefill on a T5000; attention assumed", "computed")
+
+
+def _assumed(like: str) -> Source:
+    return Source(f"assumed to be as {like}", "memory")
+
+
+SUSTAINED = {
+    "Volta integrated (Xavier)": Sustained(0.60, 0.40, 0.35, 0.50, _assumed("Orin")),
+    "Turing GeForce": Sustained(0.85, 0.60, 0.60, 0.90, _assumed("Ampere GeForce")),
+    "Ampere data centre": Sustained(0.75, 0.45, 0.45, 0.65, _A100),
+    "Ampere GeForce": Sustained(0.85, 0.60, 0.60, 1.00, _GEFORCE),
+    "Ampere workstation": Sustained(0.70, 0.60, 0.60, 0.73, Source("attention: SageAttention's charts; linears assumed", "computed")),
+    "Ampere integrated (Orin)": Sustained(0.60, 0.40, 0.35, 0.50, _MLPERF),
+    "Ada GeForce": Sustained(0.85, 0.60, 0.60, 0.97, _GEFORCE),
+    "Ada workstation": Sustained(0.45, 0.35, 0.35, 0.44, _ADA_PRO),
+    "Hopper": Sustained(0.60, 0.60, 0.60, 0.45, _H100),
+    "Blackwell data centre": Sustained(0.60, 0.60, 0.60, 0.45, _assumed("Hopper")),
+    "Blackwell integrated (Thor)": Sustained(0.40, 0.30, 0.20, 0.35, _PREFILL),
+    "Blackwell GeForce": Sustained(0.85, 0.60, 0.60, 1.00, _GEFORCE),
+    "Blackwell workstation": Sustained(0.70, 0.60, 0.60, 0.66, _GB10),
+}
+"""Name of the rates of a class (targets/rates.py) -> what it keeps up."""
+
+
+def estimable(target: Target) -> Support:
+    """Whether latencies of a target can be estimated, with the reason."""
+    if target.rates is None:
+        return Support(False, "its speed depends on the machine at hand")
+    return Support(True, SUSTAINED[target.rates.name].source.text)
+
+
+def require_estimable(target: Target, what: str) -> None:
+    """Refuses what needs estimates on a target without them.
+
+    Raises:
+        UserError: with the reason.
+    """
+    answer = estimable(target)
+    if not answer:
+        fix = "drop it, or choose a target with known rates, such as rtx-4090 or jetson-orin"
+        raise UserError(what, expected="a device whose speed is known", got=f"{target.id}: {answer.reason}", fix=fix)
+
+
+def milliseconds(work: Work, target: Target) -> float:
+    """Time of one operation.
+
+    Raises:
+        UserError: the target's rates are not known, or it cannot multiply numbers of the format.
+    """
+    require_estimable(target, "latency")
+    assert target.bandwidth_gb_s is not None
+    moving = work.bytes / (target.bandwidth_gb_s * 1e6 * BANDWIDTH)
+    if work.kind == "traffic":
+        return moving
+    return max(work.operations / (sustained_tops(target, work.format, work.kind) * 1e9), moving)
+
+
+def total(works: Iterable[Work], target: Target) -> float:
+    """Milliseconds of operations in turn."""
+    return math.fsum(milliseconds(work, target) for work in works)
+
+
+def sustained_tops(target: Target, format: str, kind: Kind) -> float:
+    """What the device keeps up, in 1e12 operations per second.
+
+    Raises:
+        UserError: it cannot multiply numbers of the format.
+    """
+    assert target.rates is not None
+    fractions = SUSTAINED[target.rates.name]
+    if kind == "attention" and format in ("fp16", "bf16"):
+        fraction = fractions.attention
+    elif format in _EIGHT:
+        fraction = fractions.eight
+    elif format in _FOUR:
+        fraction = fractions.four
+    else:
+        fraction = _FP32 if format == "fp32" else fractions.half
+    peak = target.peak_tops(format, fast=format == "fp8")
+    if not peak:
+        raise UserError(target.id, expected="a format that its hardware multiplies", got=format, fix="choose another precision or recipe")
+    return peak * fraction
+
+
+def attention_operations(queries: int, keys: int, heads: int, size: int) -> float:
+    """Operations of both products of one attention, as much as kernels really do: heads of `size` are filled up."""
+    filled = -(-size // _HEAD_STEP) * _HEAD_STEP
+    return 4.0 * queries * keys * heads * filled / (1.0 if filled >= _FULL_HEAD else _SMALL_HEAD)
