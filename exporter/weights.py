@@ -46,19 +46,17 @@ class Stored:
 
     def read(self) -> torch.Tensor:
         """The tensor as stored, in memory of its own."""
-        data = bytearray(self.nbytes)
+        data = torch.empty(self.nbytes, dtype=torch.uint8)  # not a bytearray, which would be filled with zeros before
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.offset)
-            view = memoryview(data)
+            view = memoryview(data.numpy())  # type: ignore[arg-type]
             done = 0
             while done < self.nbytes:
                 count = file.readinto(view[done:])
                 if not count:
                     raise _truncated(self.file, self.offset + self.nbytes, self.offset + done)
                 done += count
-        if not data:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(data, dtype=torch.uint8).view(self.dtype).reshape(self.shape)
+        return data.view(self.dtype).reshape(self.shape)
 
 
 Checkpoint = Mapping[str, Stored]
