@@ -22,8 +22,9 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/dexport run demo/shapes.dxb --seed 4 -o demo/4.png --prompt "a red circle left of a large blue square"
 	@echo "Four pictures are in $(CURDIR)/demo: 1.png 2.png 3.png 4.png. The bundle that made them: demo/shapes.dxb"
 
+# One process per core with one thread each; a file's tests stay together, for they share what they build.
 test: lint types browser $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 # The report's page is tested in a real browser; where none can be installed those tests say so and are skipped.
 browser:
