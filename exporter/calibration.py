@@ -96,7 +96,7 @@ class Calibration:
 
     def summary(self) -> str:
         """What will be done, and how much memory it takes."""
-        layers = sum(len(a.about.sites) for found in self.accumulators.values() for a in found)
+        layers = sum(len(a.about.sites) for found in self.accumulators.values() for a in found if not a.about.attention)
         what = f"calibrate {layers} layers at {self._steps} steps on {len(self._request.conditions)} pictures, {self._batch} at a time"
         samples = min(self._request.samples, self._steps * len(self._request.conditions)) * self._latent_bytes
         return f"{what}; statistics take {self.nbytes / _MIB:.1f} MiB, samples {min(samples, _SAMPLE_BYTES) / _MIB:.1f} MiB"

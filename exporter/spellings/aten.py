@@ -14,6 +14,7 @@ from onnxscript import opset18 as op
 import dexport.plugins.quantized_conv.reference
 import dexport.plugins.quantized_linear.reference  # noqa: F401  (both register their operation)
 from dexport.exporter.spellings import dialect
+from dexport.plugins.quantized_attention.reference import PROBABILITY_SCALE
 
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
 
@@ -25,6 +26,7 @@ def translations() -> Translations:
         torch.ops.aten.scaled_dot_product_attention.default: attention,
         torch.ops.aten.slice.Tensor: slice_,
         torch.ops.aten.silu.default: silu,
+        torch.ops.dexport.quantized_attention.default: quantized_attention,
         torch.ops.dexport.quantized_linear.default: dialect.quantized_linear,
         torch.ops.dexport.quantized_conv.default: dialect.quantized_conv,
     }
@@ -54,13 +56,45 @@ def attention(
         raise NotImplementedError("grouped-query attention")
     factor = 1.0 / math.sqrt(int(query.shape[-1])) if scale is None else scale
     scores = op.MatMul(op.Mul(query, _scalar(factor, query)), op.Transpose(key, perm=[0, 1, 3, 2]))
-    if is_causal:
+    return op.MatMul(op.Softmax(_masked(scores, query, key, attn_mask, is_causal), axis=-1), value)
+
+
+def quantized_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    query_scale: float,
+    key_scale: float,
+    value_scale: float,
+    factor: float,
+    causal: bool,
+    format: str,
+    probabilities: str,
+    start_tokens: int,
+) -> Any:
+    """The same with all four operands rounded, each right in front of its MatMul: compilers fuse FP8 attention only so.
+
+    The query is multiplied first, and its scale with it, which rounds to the same numbers.
+    """
+    if start_tokens:
+        raise NotImplementedError("attention that rounds all keys but the first ones")
+    scaled = dialect.rounded(op.Mul(query, _scalar(factor, query)), _scalar(query_scale * factor, query), format)
+    turned = dialect.rounded(op.Transpose(key, perm=[0, 1, 3, 2]), _scalar(key_scale, query), format)
+    scores = op.Softmax(_masked(op.MatMul(scaled, turned), query, key, mask, causal), axis=-1)
+    chances = dialect.rounded(scores, _scalar(PROBABILITY_SCALE, query), probabilities)
+    return op.MatMul(chances, dialect.rounded(value, _scalar(value_scale, query), format))
+
+
+def _masked(scores: Any, query: Any, key: Any, mask: Any, causal: bool) -> Any:
+    """Scores with everything added that says what is not seen."""
+    if causal:
         scores = op.Add(scores, _causal(int(query.shape[-2]), int(key.shape[-2]), query.dtype))
-    if attn_mask is not None:
-        if attn_mask.dtype == ir.DataType.BOOL:
-            attn_mask = op.Where(attn_mask, _scalar(0.0, query), _scalar(_lowest(query.dtype), query))
-        scores = op.Add(scores, attn_mask)
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
+    if mask is None:
+        return scores
+    if mask.dtype == ir.DataType.BOOL:
+        mask = op.Where(mask, _scalar(0.0, query), _scalar(_lowest(query.dtype), query))
+    return op.Add(scores, mask)
 
 
 def _scalar(number: float, like: Any) -> Any:

@@ -11,10 +11,10 @@ import onnxscript
 from onnx.defs import OpSchema
 
 DOMAIN = "dexport"
-LINEAR, CONVOLUTION = "QuantizedLinear", "QuantizedConv"
+LINEAR, CONVOLUTION, ROUNDED = "QuantizedLinear", "QuantizedConv", "Rounded"
 LINEAR_TENSORS = ("x", "weight", "weight_scale", "weight_global", "bias", "activation_scale", "centre")
 CONVOLUTION_TENSORS = ("x", "weight", "weight_scale", "bias", "activation_scale")
-_NEEDED = 3  # the first tensors of both operations are never absent
+_NEEDED = 3  # the first tensors of all operations are never absent
 _TYPES = [f"tensor({t})" for t in ("float", "float16", "bfloat16", "int8", "uint8", "float8e4m3fn", "float8e5m2")]
 
 
@@ -57,6 +57,12 @@ _CONVOLUTION = _operator(
     dilation=_NUMBERS,
     groups=_NUMBER,
 )
+_ROUNDED = _operator(ROUNDED, ("x", "scale"), format=_TEXT)
+
+
+def rounded(x: Any, scale: Any, format: str) -> Any:
+    """scale * round(x / scale) as one node: an operand of a quantized attention."""
+    return _ROUNDED(x, scale, format=format)
 
 
 def quantized_linear(*operands: Any) -> Any:

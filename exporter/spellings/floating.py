@@ -25,6 +25,12 @@ def float8_linear(site: Site, writer: Writer) -> ir.Value:
     return scaled_product(site, writer, weight, ir.DataType.FLOAT8E4M3FN)
 
 
+def float8_rounded(writer: Writer, x: ir.Value, scale: ir.Value) -> ir.Value:
+    """x through e4m3 numbers times a constant scale."""
+    zero = writer.constant(0.0, ir.DataType.FLOAT8E4M3FN)
+    return writer.op("DequantizeLinear", writer.op("QuantizeLinear", x, scale, zero), scale, zero)
+
+
 def nvfp4_linear(site: Site, writer: Writer) -> ir.Value:
     """y of a linear with NVFP4 weights and activations."""
     coarse = scalar_constant(writer, site.activation_scale)

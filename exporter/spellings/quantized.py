@@ -9,7 +9,7 @@ import onnx_ir as ir
 from dexport.errors import Failure
 from dexport.exporter.spellings import dialect
 from dexport.exporter.spellings.convolution import conv_integer, integer_convolution
-from dexport.exporter.spellings.floating import float8_linear, nvfp4_linear
+from dexport.exporter.spellings.floating import float8_linear, float8_rounded, nvfp4_linear
 from dexport.exporter.spellings.integer import integer_linear
 from dexport.exporter.spellings.site import Site, integer_bits, integer_step, read_site
 from dexport.exporter.spellings.weight_only import (
@@ -41,8 +41,8 @@ def spell(model: ir.Model, weights: Mapping[str, Weight], backend: Backend) -> d
     for node in list(model.graph):
         if node.domain != dialect.DOMAIN:
             continue
-        site = read_site(node, writer)
-        result = _spelled(site, writer, backend)
+        rounded = node.op_type == dialect.ROUNDED
+        result = _rounded(node, writer, backend) if rounded else _spelled(read_site(node, writer), writer, backend)
         old = node.outputs[0]
         result.shape, result.type = old.shape, old.type
         model.graph.insert_before(node, writer.nodes())
@@ -59,6 +59,16 @@ def _spelled(site: Site, writer: Writer, backend: Backend) -> ir.Value:
         fix = "choose another recipe, or build with --allow-degrade"
         raise Failure(site.name, expected=f"a form that {backend} computes exactly", got=site.form, fix=fix)
     return spelled
+
+
+def _rounded(node: ir.Node, writer: Writer, backend: Backend) -> ir.Value:
+    """An operand of an attention: only TensorRT fuses what stands behind it."""
+    (x, scale), number = node.inputs, node.attributes.get_string("format")
+    assert x is not None and scale is not None
+    if backend not in ("tensorrt-rtx", "tensorrt-kit") or number != "e4m3":
+        fix = "choose another recipe, or build with --allow-degrade"
+        raise Failure("attention", expected=f"a form that {backend} computes exactly", got=f"operands in {number}", fix=fix)
+    return float8_rounded(writer, x, scale)
 
 
 def _linear(site: Site, writer: Writer, backend: Backend) -> ir.Value | None:

@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import fx
 
 from dexport.errors import Failure
 from dexport.passes.graph import Graph, value
+from dexport.passes.quantization.attention_sites import attention_sites
 from dexport.passes.quantization.reservoir import Origin, Reservoir, empty_reservoir
 from dexport.passes.quantization.sites import Site, sites
 from dexport.passes.quantization.statistics import BINS, SiteStatistics
@@ -45,7 +47,9 @@ class Watched:
         sites: the sites that read it, in graph order.
         spatial: axes after the channels; 0 for linears, whose channels come last.
         channels: of the value itself: for grouped convolutions all of them.
-        tokens: of one picture, where fixed and at most 4096; linears only.
+        tokens: of one picture, where fixed and at most 4096; linears and attentions only.
+        attention: it is an operand of attentions, [batch, heads, tokens, D], whose channels are those of all heads. Only extremes are
+            kept: nobody asks for more, and histograms would make calibration half as slow again.
     """
 
     node: str
@@ -54,21 +58,23 @@ class Watched:
     channels: int
     tokens: int | None
     steps: int
+    attention: bool = False
 
     @property
     def rows(self) -> int:
         """Most rows that are sampled: 512, fewer where they would take more than 2 MiB."""
-        return max(1, min(MOST_ROWS, ROW_BYTES // (4 * self.channels)))
+        return 0 if self.attention else max(1, min(MOST_ROWS, ROW_BYTES // (4 * self.channels)))
 
     @property
     def nbytes(self) -> int:
         """What its accumulator takes, whatever it sees."""
-        per_step = 8 + 4 + 8 * BINS + (4 + 4 + 2 * 16) * self.channels + 8 * (self.tokens or 0)
+        more = 0 if self.attention else 8 * BINS + 2 * 16 * self.channels
+        per_step = 8 + 4 + (4 + 4) * self.channels + 8 * (self.tokens or 0) + more
         return self.steps * per_step + self.rows * (8 + 8 + 4 * self.channels)
 
 
 def watched(graph: Graph, steps: int) -> tuple[Watched, ...]:
-    """What to accumulate for the sites of a graph that runs `steps` times per picture, at steps 0 to `steps` - 1."""
+    """What to accumulate for the sites and attentions of a graph that runs `steps` times per picture, at steps 0 to `steps` - 1."""
     nodes = {node.name: node for node in graph.module.graph.nodes}
     groups: dict[tuple[str, int], list[Site]] = {}
     for site in sites(graph):
@@ -78,7 +84,20 @@ def watched(graph: Graph, steps: int) -> tuple[Watched, ...]:
         shape = tuple(value(nodes[source]).shape)
         names = tuple(site.name for site in readers)
         found.append(Watched(source, names, spatial, int(shape[-1 - spatial]), None if spatial else _tokens(shape), steps))
-    return tuple(found)
+    return (*found, *_watched_operands(graph, nodes, steps))
+
+
+def _watched_operands(graph: Graph, nodes: Mapping[str, fx.Node], steps: int) -> Iterator[Watched]:
+    """The operands of attentions of several heads."""
+    readers: dict[str, list[str]] = {}
+    for site in attention_sites(graph):
+        for name, node in zip(site.operand_names, site.operands):
+            readers.setdefault(node, []).append(name)
+    for node, names in readers.items():
+        shape = tuple(value(nodes[node]).shape)
+        if len(shape) == 4:
+            tokens = _tokens((shape[0], shape[2], shape[3]))
+            yield Watched(node, tuple(names), 0, int(shape[1] * shape[3]), tokens, steps, attention=True)
 
 
 def _tokens(shape: tuple[int | torch.SymInt, ...]) -> int | None:
@@ -138,13 +157,15 @@ class Accumulator:
         self.count[step] += rows
         torch.minimum(self.minimum[step], low, out=self.minimum[step])
         torch.maximum(self.maximum[step], high, out=self.maximum[step])
+        if self.about.tokens is not None:
+            torch.minimum(self.token_minimum[step], x.amin(across).amin(0).cpu(), out=self.token_minimum[step])
+            torch.maximum(self.token_maximum[step], x.amax(across).amax(0).cpu(), out=self.token_maximum[step])
+        if self.about.attention:
+            return
         sums = torch.stack([x.sum(within).sum(0, dtype=torch.float64), (x * x).sum(within).sum(0, dtype=torch.float64)])
         _add(self.whole[:, step], self.fraction[:, step], *_split(sums.cpu()))
         self._widen(step, limit)
         self.histogram[step] += _histogram(x, float(self.limit[step]))
-        if self.about.tokens is not None:
-            torch.minimum(self.token_minimum[step], x.amin(across).amin(0).cpu(), out=self.token_minimum[step])
-            torch.maximum(self.token_maximum[step], x.amax(across).amax(0).cpu(), out=self.token_maximum[step])
         self.reservoir.offer(origin, rows, lambda chosen: _rows(x, chosen, within))
 
     def absorb(self, other: Accumulator) -> None:
@@ -190,6 +211,8 @@ class Accumulator:
     def _arranged(self, seen: torch.Tensor) -> torch.Tensor:
         """float32 [batch, N, C] or [batch, C, P]."""
         x = seen.detach().float()
+        if self.about.attention:
+            return x.transpose(1, 2).flatten(2)
         if not self.about.spatial:
             return x.reshape(x.shape[0] if x.dim() > 2 else 1, -1, x.shape[-1])
         pixels = x.flatten(-self.about.spatial)
@@ -222,15 +245,16 @@ def empty_accumulator(about: Watched, component: str, seed: int) -> Accumulator:
         seed: of the sample of rows; accumulators that are to be merged need the same.
     """
     steps, channels, tokens = about.steps, about.channels, about.tokens or 0
+    bins, sums = (0, 0) if about.attention else (BINS, channels)
     own_seed = (seed << 32 ^ zlib.crc32(f"{component}/{about.node}/{about.spatial}".encode())) % 2**64
     return Accumulator(
         about=about,
         count=torch.zeros(steps, dtype=torch.int64),
         minimum=torch.full((steps, channels), math.inf),
         maximum=torch.full((steps, channels), -math.inf),
-        whole=torch.zeros(2, steps, channels, dtype=torch.int64),
-        fraction=torch.zeros(2, steps, channels, dtype=torch.int64),
-        histogram=torch.zeros(steps, BINS, dtype=torch.int64),
+        whole=torch.zeros(2, steps, sums, dtype=torch.int64),
+        fraction=torch.zeros(2, steps, sums, dtype=torch.int64),
+        histogram=torch.zeros(steps, bins, dtype=torch.int64),
         limit=torch.full((steps,), _SMALLEST_LIMIT),
         token_minimum=torch.full((steps, tokens), math.inf),
         token_maximum=torch.full((steps, tokens), -math.inf),

@@ -28,7 +28,7 @@ BINS = 512
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """What entered one site.
+    """What entered one site, or an operand of an attention (only extremes are known then; all heads are its channels, the rest is empty).
 
     Attributes:
         count: rows (tokens or pixels) seen, int64 [T].

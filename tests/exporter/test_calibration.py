@@ -20,6 +20,7 @@ from dexport.exporter.solver import probe
 from dexport.exporter.source import source_hash
 from dexport.exporter.torch_pipeline import TorchPipeline, open_torch_pipeline, torch_pipeline
 from dexport.passes.graph import Weight
+from dexport.passes.quantization.attention_sites import attention_sites
 from dexport.passes.quantization.samplers import Sampler
 from dexport.passes.quantization.sites import sites
 from dexport.passes.quantization.statistics import SiteStatistics, Statistics, load_statistics
@@ -60,7 +61,8 @@ def test_every_site_of_every_component_equals_brute_force(
     assert set(found.components) == {"text_encoder", "denoiser_prompt", "denoiser", "vae_decoder"}
     for component, layers in found.components.items():
         every = {site.name: site for site in sites(pipeline.graphs[component])}
-        assert layers.keys() == every.keys()
+        operands = {name for site in attention_sites(pipeline.graphs[component]) for name in site.operand_names}
+        assert layers.keys() == every.keys() | operands
         for name, site in every.items():
             steps = STEPS if component == "denoiser" else 1
             assert len(layers[name].count) == steps
