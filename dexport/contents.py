@@ -118,7 +118,7 @@ def _quantization(recipe: JsonObject) -> Iterator[str]:
     for component, bits in (recipe.get("average_bits") or {}).items():
         if isinstance(bits, int | float):
             yield f"  {shown(component)}: {bits:.3g} bits per weight, scales and kept layers counted"
-    for title in ("degraded", "repaired"):
+    for title in ("degraded", "repaired", "computed at build", "not taken over"):
         if found := recipe.get(title):
             yield f"  {title}: {_listed([shown(str(entry)) for entry in found])}"
 

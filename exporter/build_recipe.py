@@ -26,6 +26,7 @@ from dexport.exporter.solver import Solver
 from dexport.exporter.source import source_hash
 from dexport.exporter.split import Split
 from dexport.exporter.torch_pipeline import Run, TorchPipeline, torch_pipeline
+from dexport.exporter.weights import open_checkpoint
 from dexport.passes.quantization.matching import check_statistics, match_schedule
 from dexport.passes.quantization.recipe import Recipe
 from dexport.passes.quantization.samplers import Sampler
@@ -64,7 +65,7 @@ def apply_recipe(
     """Quantizes the graphs of a build as its plan says.
 
     Raises:
-        UserError: statistics do not fit, a pattern matches nothing, or a budget cannot be met.
+        UserError: statistics or a checkpoint do not fit, a pattern matches nothing, or a budget cannot be met.
         Failure: pictures are broken or below what was asked for; the error says what would repair them.
     """
     assert decided.recipe is not None
@@ -81,8 +82,19 @@ class _Application:
         self._pipeline = torch_pipeline(decided, splits[0], solvers[splits[0].size, decided.steps[0]])
         self._conditions = _conditions(decided)
         self._statistics = self._statistics_for(self._effective.recipe, solvers) if self._effective.recipe.calibrated else None
+        checkpoint = self._effective.checkpoint
+        if checkpoint is not None:
+            report("compare the checkpoint with the pipeline", None)
+            folder = _denoiser_folder(decided, splits[0].size)
+            checkpoint.check(open_checkpoint(folder), folder)
         self._quantizer = find_quantizer(
-            self._pipeline, self._effective.recipe, self._statistics, scratch, options=decided.options, report=report
+            self._pipeline,
+            self._effective.recipe,
+            self._statistics,
+            scratch,
+            options=decided.options,
+            report=report,
+            checkpoint=checkpoint,
         )
         self._judges = decided.options.quality_prompts > 0 and fits(tuple(splits[0].graphs()))
         self._reference: Run | None = None
@@ -168,6 +180,11 @@ class _Application:
 def _keep(layers: Sequence[str]) -> str:
     listed = " ".join(f"--skip {name}" for name in layers)
     return f"these layers need their precision; add --repair to keep them, or {listed}"
+
+
+def _denoiser_folder(decided: Plan, size: Size) -> Path:
+    components = decided.pipeline.components(size, decided.dtype)
+    return decided.directory / next(c.folder for c in components if c.name == "denoiser")
 
 
 def _conditions(decided: Plan) -> Conditions:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dexport.exporter.build_recipe import QuantizedBuild
 from dexport.exporter.latency import picture_latency
+from dexport.exporter.modelopt_checkpoint import ModeloptCheckpoint
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.plan import Plan
 from dexport.exporter.quality import quality_to_json
@@ -34,9 +35,10 @@ def with_report(manifest: Manifest, decided: Plan, before: Split, quantized: Qua
         program: that makes a picture by default, for its time.
     """
     first = quantized.sizes[0]
-    document = recipe_document(quantized.effective.recipe, first)
-    document["degraded"] = [f"{d.section}: {d.asked} to {d.built} ({d.reason})" for d in quantized.effective.degraded]
+    document = recipe_document(quantized.effective, first)
     document["repaired"] = list(quantized.repaired)
+    if (checkpoint := quantized.effective.checkpoint) is not None:
+        document |= {"computed at build": list(_computed(checkpoint, first)), "not taken over": list(checkpoint.unread)}
     quality = quantized.judged.quality
     write_report(report_data(manifest, decided, before, quantized, program), folder / FOLDER)
     return replace(
@@ -54,6 +56,10 @@ def report_data(manifest: Manifest, decided: Plan, before: Split, quantized: Qua
     notes = [judged.note] if judged.note else []
     if quantized.repaired:
         notes.append(f"Kept in {decided.precision} because the pictures needed it: {', '.join(quantized.repaired)}.")
+    if (checkpoint := quantized.effective.checkpoint) is not None:
+        computed = {"Not quantized, because only their results are stored": _computed(checkpoint, first)}
+        unread = {"Not taken over, because only linears and convolutions are quantized here": checkpoint.unread}
+        notes += [f"{reason}: {', '.join(names)}." for reason, names in (computed | unread).items() if names]
     known = estimable(decided.target)
     if not known:
         notes.append(f"Time was not estimated: {known.reason}.")
@@ -78,6 +84,11 @@ def report_data(manifest: Manifest, decided: Plan, before: Split, quantized: Qua
         settings=manifest.config,
         versions={name: version for name in _PACKAGES if (version := _version(name)) is not None},
     )
+
+
+def _computed(checkpoint: ModeloptCheckpoint, quantized: QuantizedSplit) -> tuple[str, ...]:
+    """Layers of a checkpoint that are computed when the bundle is built."""
+    return checkpoint.absent(layer.site for layer in quantized.layers)
 
 
 def bit_maps(quantized: QuantizedSplit) -> Mapping[str, Mapping[str, SiteBits]]:

@@ -1,11 +1,16 @@
-"""The recipe of a build: what the user named, with parts exchanged, defaults added, and what the target cannot do refused or degraded."""
+"""The recipe of a build: what the user named, with parts exchanged, defaults added, and what the target cannot do refused or degraded.
+
+A checkpoint of ModelOpt stands for a recipe whose every layer is treated as the checkpoint says.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dexport.errors import UserError
+from dexport.exporter.modelopt_checkpoint import PARTS, ModeloptCheckpoint, open_modelopt
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.quantized_forms import exact, nearest
 from dexport.passes.quantization.recipe import SECTIONS, Recipe, Section, Treatment, WeightSpec
@@ -28,14 +33,28 @@ class Degraded:
 
 @dataclass(frozen=True)
 class EffectiveRecipe:
-    """What will be done, and what was changed for the target."""
+    """What will be done, and what was changed for the target.
+
+    Attributes:
+        checkpoint: of ModelOpt, whose layers take the place of those of the sections in `PARTS`.
+    """
 
     recipe: Recipe
     degraded: tuple[Degraded, ...]
+    checkpoint: ModeloptCheckpoint | None = None
+
+    def sections(self) -> dict[str, str]:
+        """What happens to every part, in words."""
+        words = {name: describe(section.default) for name, section in self.recipe.sections.items()}
+        if self.checkpoint is not None:
+            kinds = Counter(describe(layer.treatment) for layer in self.checkpoint.layers.values())
+            words["denoiser"] = " | ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+            words |= {"prelude": "as the denoiser"} if "prelude" in words else {}
+        return words
 
     def lines(self) -> list[str]:
         """The recipe in words, for --dry-run."""
-        sections = [f"{name}: {describe(section.default)}" for name, section in self.recipe.sections.items()]
+        sections = [f"{name}: {words}" for name, words in self.sections().items()]
         degraded = [f"degraded   {d.section}: {d.asked} to {d.built} ({d.reason})" for d in self.degraded]
         return [f"recipe     {self.recipe.name}; {'; '.join(sections)}", *degraded]
 
@@ -44,11 +63,16 @@ def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe |
     """The recipe of a build, None without one.
 
     Raises:
-        UserError: an unknown recipe or section, or one that the target cannot do exactly (unless `allow_degrade`).
+        UserError: an unknown recipe or section, one that the target cannot do exactly (unless `allow_degrade`), or no checkpoint.
     """
-    if options.recipe is None:
+    checkpoint = None
+    if options.modelopt is not None:
+        checkpoint = open_modelopt(options.modelopt)
+        recipe = _checkpoint_recipe(checkpoint)
+    elif options.recipe is not None:
+        recipe = find_recipe(options.recipe)
+    else:
         return None
-    recipe = find_recipe(options.recipe)
     sections: dict[str, Section | None] = dict(recipe.sections)
     small = target.memory_gib is not None and target.memory_gib <= SMALL_MEMORY_GIB
     if small and "text_encoder" not in sections:
@@ -61,7 +85,16 @@ def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe |
         return _changed(section, lambda t: None if t is None else _legal(target, name, t, options.allow_degrade, degraded))
 
     kept = {name: legal(name, section) for name, section in sections.items() if section is not None}
-    return EffectiveRecipe(replace(recipe, sections=kept), tuple(dict.fromkeys(degraded)))
+    if checkpoint is not None:
+        allow = options.allow_degrade
+        checkpoint = checkpoint.treated(lambda a: _legal(target, "denoiser", a.treatment, allow, degraded, convolution=a.convolution))
+    return EffectiveRecipe(replace(recipe, sections=kept), tuple(dict.fromkeys(degraded)), checkpoint)
+
+
+def _checkpoint_recipe(checkpoint: ModeloptCheckpoint) -> Recipe:
+    """Sections that keep every layer, for the checkpoint's to stand over."""
+    summary = f"{len(checkpoint.layers)} layers of the denoiser as NVIDIA ModelOpt quantized them, from {checkpoint.path}."
+    return Recipe(name="modelopt", summary=summary, sections={name: Section() for name in PARTS})
 
 
 def _checked(name: str) -> str:
@@ -103,11 +136,13 @@ def _changed(section: Section, change: Callable[[Treatment | None], Treatment | 
     )
 
 
-def _legal(target: Target, section: str, treatment: Treatment, allow: bool, degraded: list[Degraded]) -> Treatment:
-    answer = exact(target, treatment)
+def _legal(
+    target: Target, section: str, treatment: Treatment, allow: bool, degraded: list[Degraded], *, convolution: bool = False
+) -> Treatment:
+    answer = exact(target, treatment, convolution=convolution)
     if answer:
         return treatment
-    other = nearest(target, treatment)
+    other = nearest(target, treatment, convolution=convolution)
     if not allow:
         expected = f"a form that {target.backend} computes exactly"
         fix = f"add --allow-degrade to build {describe(other)} instead, or choose another recipe"

@@ -90,11 +90,24 @@ def read_modelopt(path: Path) -> dict[str, SiteValues]:
     return found
 
 
-def _saved(path: Path) -> dict[str, SiteValues]:
-    """The file of modelopt.torch.opt.save."""
+def unread_quantizers(path: Path) -> tuple[str, ...]:
+    """Enabled quantizers that belong to no site: ModelOpt also rounds the inputs of layer norms, and attention if it is told to.
+
+    An exported directory names none. Raises as `read_modelopt`.
+    """
+    if path.is_dir():
+        return ()
+    settings, _ = _document(path)
+    enabled = [name for name, state in settings.items() if not state.get("_disabled", True)]
+    sites = {name.partition(".weight_quantizer")[0] for name in enabled if ".weight_quantizer" in name}
+    return tuple(n for n in enabled if ".weight_quantizer" not in n and n.removesuffix(".input_quantizer") not in sites)
+
+
+def _document(path: Path) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, torch.Tensor]]:
+    """Settings by quantizer, and tensors, of the file of modelopt.torch.opt.save."""
     try:
         with torch.serialization.safe_globals([slice]):  # a quantizer of cut blocks keeps one
-            document = torch.load(path, map_location="cpu", weights_only=True)
+            document = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         modes = document["modelopt_state"]["modelopt_state_dict"]
         tensors: Mapping[str, torch.Tensor] = document["model_state_dict"]
         # Every mode keeps the settings as they were after it: the last ones hold.
@@ -105,6 +118,12 @@ def _saved(path: Path) -> dict[str, SiteValues]:
         raise UserError(str(path), expected="a checkpoint of ModelOpt", got="no such file", fix="correct the path") from error
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(str(path), expected="a checkpoint of ModelOpt", got="something else", fix=_FIX) from error
+    return settings, tensors
+
+
+def _saved(path: Path) -> dict[str, SiteValues]:
+    """The sites of the file of modelopt.torch.opt.save."""
+    settings, tensors = _document(path)
     found = {}
     for name in (key.removesuffix(".weight_quantizer") for key in settings if key.endswith(".weight_quantizer")):
         if values := _site(f"{path}: {name}", name, settings, tensors):
@@ -153,6 +172,8 @@ def _quantizer(where: str, settings: Mapping[str, Any], amax: torch.Tensor | Non
     if micro and kind == "dynamic" and not blocks:
         return Quantizer(number, None if amax is None else amax.reshape(()), block, micro)
     axes = settings["_axis"]
+    if weight is None and settings.get("_narrow_range"):  # a weight never gets below the least number but one
+        raise _unknown(where, "a narrow range")
     if blocks or scale_bits is not None or kind != "static" or settings["_dynamic"] or axes not in (None, 0, (0,), [0]):
         raise _unknown(where, f"blocks {settings['_block_sizes']}, axis {axes}, dynamic {settings['_dynamic']}")
     if amax is None:

@@ -13,6 +13,8 @@ from dexport.errors import UserError
 
 Size = tuple[int, int]
 _QUANTIZING = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits", "budget_ms")
+_NOT_WITH_MODELOPT = ("recipe", "budget_bytes", "average_bits", "budget_ms", "loras")
+_CALIBRATING = ("statistics", "calibration")
 _BUDGETS = ("budget_bytes", "average_bits", "budget_ms")
 _GUARDING = ("allow_degrade", "repair", "min_psnr", "min_score")
 
@@ -36,6 +38,8 @@ class BuildOptions:
         loras: LoRA files merged into the weights, as "FILE" or "FILE:SCALE".
         golden: "auto" adds golden inputs and outputs where the model fits into memory, "none" leaves them out.
         recipe: how to quantize: a name of `dexport recipes` or a YAML file; None leaves everything in `precision`.
+        modelopt: instead of a recipe, what NVIDIA ModelOpt found for the denoiser: the file of `modelopt.torch.opt.save`, or the directory
+            of `export_hf_checkpoint`. `model` is the pipeline that it was quantized from. Nothing is calibrated.
         parts: section of a recipe ("denoiser", "prelude", "text_encoder", "vae") -> another recipe for it, or "keep".
         skip: names or `re:` patterns of layers that are not quantized, in any section.
         statistics: a file of `dexport calibrate`; None calibrates while building, if the recipe needs it.
@@ -66,6 +70,7 @@ class BuildOptions:
     loras: tuple[str, ...] = ()
     golden: str = "auto"
     recipe: str | None = None
+    modelopt: str | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     statistics: str | None = None
@@ -107,10 +112,26 @@ class BuildOptions:
             raise UserError("budget", expected=expected, got=" and ".join(budgets), fix="give one of them")
         if self.min_score is not None and self.scorer is None:
             raise UserError("min_score", expected="a scorer", got="none", fix="name one with --scorer FILE.py:FUNCTION")
-        if self.recipe is None:
+        if self.modelopt is not None:
+            self._check_modelopt()
+        elif self.recipe is None:
             asked = [name for name in (*_QUANTIZING, *_GUARDING) if getattr(self, name)]
             if asked:
                 raise UserError(asked[0].replace("_", "-"), expected="a recipe that it applies to", got="none", fix="add --recipe NAME")
+
+    def _check_modelopt(self) -> None:
+        """What says the same as the checkpoint, or needs statistics, which it has no use for."""
+        other = [name for name in _NOT_WITH_MODELOPT if getattr(self, name)]
+        if not self.parts:  # another recipe for the text encoder may need them
+            other += [name for name in _CALIBRATING if getattr(self, name)]
+        for name in other:
+            flag = f"--{'lora' if name == 'loras' else name.replace('_', '-')}"
+            fix = "merge it before you quantize with ModelOpt" if name == "loras" else "drop one of them"
+            raise UserError(flag, expected="no --modelopt, whose checkpoint decides how the denoiser is quantized", got="both", fix=fix)
+        for name, recipe in self.parts.items():
+            if name == "denoiser" or (name == "prelude" and recipe != "keep"):
+                fix = "name text_encoder or vae, or say prelude=keep"
+                raise UserError(f"--component {name}={recipe}", expected="a part that the checkpoint leaves alone", got=name, fix=fix)
 
     def to_config(self) -> dict[str, Any]:
         """The options as plain JSON, as `options_from` reads them."""

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from dexport.errors import UserError
-from dexport.exporter.effective_recipe import describe
+from dexport.exporter.effective_recipe import EffectiveRecipe
+from dexport.exporter.modelopt_checkpoint import PARTS, ModeloptCheckpoint
 from dexport.exporter.split import Split
 from dexport.passes.graph import Graph
 from dexport.passes.quantization.decide import Decisions, decide
@@ -111,6 +112,7 @@ def quantized_split(
     skip: Sequence[str] = (),
     overrides: Mapping[str, Mapping[str, Treatment | None]] | None = None,
     refine: Refine | None = None,
+    checkpoint: ModeloptCheckpoint | None = None,
 ) -> QuantizedSplit:
     """Every component of a split treated by the section of its part.
 
@@ -119,6 +121,7 @@ def quantized_split(
         skip: names or patterns of layers to keep.
         overrides: component -> site -> treatment, over those of the sections: what an allocator chose.
         refine: learns rounding where a section asks for it.
+        checkpoint: gives the values of the denoiser; `overrides` say which treatments.
 
     Raises:
         UserError: a pattern matches nothing, or statistics are needed.
@@ -139,7 +142,10 @@ def quantized_split(
         if part != "denoiser":
             treatments = {name: _without_steps(t) for name, t in treatments.items()}
         seen = {} if statistics is None else statistics.components.get(graph.name, {})
-        decisions = decide(graph, treatments, seen, scratch)
+        if checkpoint is not None and part in PARTS:
+            decisions = checkpoint.decide(graph, treatments, scratch)
+        else:
+            decisions = decide(graph, treatments, seen, scratch)
         if refine is not None and section.reconstruction is not None:
             decisions = refine(graph, decisions)
         changed |= written(split, graph, decisions, statistics)
@@ -201,14 +207,16 @@ def site_bits(site: Site, values: SiteValues) -> float:
     return codes + _KEPT_BITS * factors / site.parameters
 
 
-def recipe_document(recipe: Recipe, quantized: QuantizedSplit) -> JsonObject:
+def recipe_document(effective: EffectiveRecipe, quantized: QuantizedSplit) -> JsonObject:
     """What the manifest says of the quantization."""
+    recipe = effective.recipe
     components = {layer.component for layer in quantized.layers}
     return {
         "name": recipe.name,
         "summary": recipe.summary,
         "paper": recipe.paper,
-        "sections": {name: describe(section.default) for name, section in recipe.sections.items()},
+        "sections": effective.sections(),
         "average_bits": {name: quantized.average_bits(name) for name in sorted(components)},
         "layers": [asdict(layer) for layer in quantized.layers],
+        "degraded": [f"{d.section}: {d.asked} to {d.built} ({d.reason})" for d in effective.degraded],
     }

@@ -55,11 +55,13 @@ _ABILITIES: dict[Backend, _Abilities] = {
 }
 
 
-def exact(target: Target, treatment: Treatment) -> Support:
-    """Whether the target computes a treatment's linears exactly; the reason says what it lacks."""
+def exact(target: Target, treatment: Treatment, *, convolution: bool = False) -> Support:
+    """Whether the target computes a treatment's linears (or convolutions) exactly; the reason says what it lacks."""
     weights, activations = treatment.weights, treatment.activations
     if weights is None:
         return _YES
+    if convolution and not (answer := _convolution(target, weights, activations)):
+        return answer
     for weight in weights.format.split("|"):
         for activation in activations.format.split("|") if activations is not None else [""]:
             answer = _exact(target, weight, weights.block, activation, activations)
@@ -74,6 +76,15 @@ def _exact(target: Target, weight: str, block: int, activation: str, spec: Activ
     if spec is None:
         return _weights_alone(target, weight, block)
     return _both(target, weight, block, activation, spec)
+
+
+def _convolution(target: Target, weights: WeightSpec, activations: ActivationSpec | None) -> Support:
+    """What convolutions need on top of what linears need: integers on both sides."""
+    if not _ABILITIES[target.backend].integers:
+        return Support(False, "convolutions are not quantized here")
+    sides = [*weights.format.split("|"), *(activations.format.split("|") if activations is not None else [])]
+    floats = next((name for name in sides if name in (*MICRO_FORMATS, *_FLOAT8)), None)
+    return _YES if floats is None else Support(False, f"no convolution multiplies {floats}")
 
 
 def _two_levels(target: Target, weight: str, activation: str) -> Support:
@@ -128,14 +139,14 @@ def _pair(weight: str, activation: str) -> str:
     return f"no kernel multiplies {weight} weights with {activation} activations"
 
 
-def nearest(target: Target, treatment: Treatment) -> Treatment:
-    """The treatment most like this one that the target computes exactly.
+def nearest(target: Target, treatment: Treatment, *, convolution: bool = False) -> Treatment:
+    """The treatment most like this one that the target computes exactly, for linears or for convolutions.
 
     Changed in this order, until it fits: the activation's granularity, floats to integers of as many bits, blocks of weights to 8 bits per
     output channel; 4-bit activations in blocks become 16 bits, because 4-bit weights in blocks are what such recipes are about.
     """
     for candidate in _candidates(treatment):
-        if exact(target, candidate):
+        if exact(target, candidate, convolution=convolution):
             return candidate
     return replace(treatment, weights=None, activations=None, low_rank=None)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dexport.exporter.mixed_precision import allocate_treatments
+from dexport.exporter.modelopt_checkpoint import PARTS, ModeloptCheckpoint
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.quantization import QuantizedSplit, Refine, quantized_split
 from dexport.exporter.reconstruction import refine
@@ -23,8 +24,9 @@ class Quantizer:
     """What turns splits into quantized ones.
 
     Attributes:
-        overrides: component -> site -> treatment that an allocator chose.
+        overrides: component -> site -> treatment that an allocator or a checkpoint chose.
         learned: rounding, where the recipe learns it.
+        checkpoint: gives the values of the denoiser.
     """
 
     recipe: Recipe
@@ -32,10 +34,20 @@ class Quantizer:
     scratch: Scratch
     overrides: Mapping[str, Mapping[str, Treatment | None]] = field(default_factory=dict)
     learned: Refine | None = None
+    checkpoint: ModeloptCheckpoint | None = None
 
     def split(self, split: Split, skip: Sequence[str] = ()) -> QuantizedSplit:
         """The split quantized, but for the layers to skip."""
-        return quantized_split(split, self.recipe, self.statistics, self.scratch, skip=skip, overrides=self.overrides, refine=self.learned)
+        return quantized_split(
+            split,
+            self.recipe,
+            self.statistics,
+            self.scratch,
+            skip=skip,
+            overrides=self.overrides,
+            refine=self.learned,
+            checkpoint=self.checkpoint,
+        )
 
     def pipeline(self, pipeline: TorchPipeline, skip: Sequence[str] = ()) -> tuple[TorchPipeline, QuantizedSplit]:
         """The pipeline quantized, and what became of its layers."""
@@ -52,8 +64,9 @@ def find_quantizer(
     options: BuildOptions | None = None,
     device: str = "cpu",
     report: Report = lambda stage, done: None,
+    checkpoint: ModeloptCheckpoint | None = None,
 ) -> Quantizer:
-    """Allocates bits and prepares the learning of rounding, where the recipe asks for them.
+    """Allocates bits and prepares the learning of rounding, where the recipe asks for them; a checkpoint has both behind it.
 
     Args:
         options: may hold a budget.
@@ -62,6 +75,10 @@ def find_quantizer(
     Raises:
         UserError: the budget cannot be met.
     """
+    if checkpoint is not None:
+        split = pipeline.split
+        chosen = {graph.name: checkpoint.treatments(graph) for graph in split.graphs() if split.section(graph) in PARTS}
+        return Quantizer(recipe, statistics, scratch, chosen, checkpoint=checkpoint)
     section = recipe.section("denoiser")
     if section is None or statistics is None:
         return Quantizer(recipe, statistics, scratch)

@@ -76,6 +76,25 @@ def _held(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return scale.clamp(min=tiny).to(dtype).float()
 
 
+def given_part(
+    weight: RealWeight, grid: WeightGrid, spec: WeightSpec, activations: ActivationValues | None, dtype: torch.dtype
+) -> QuantizedPart:
+    """The operation of a site whose scales are known: only codes have to be found, and are when they are read.
+
+    Args:
+        grid: with float32 scales; they are held in the dtype of the graph, those of blocks at least in float16.
+        spec: the same in words.
+        dtype: of the graph's activations.
+    """
+    dtype = torch.float16 if spec.block and dtype is torch.bfloat16 else dtype
+    grid = replace(grid, scale=_held(grid.scale, dtype))
+    scale = grid.scale.to(dtype)
+    codes = Weight(weight.shape, grid.number.code_dtype, lambda: encode(weight.read(), grid).codes, f"{weight.origin} as {spec}: codes")
+    scales = Weight(tuple(scale.shape), dtype, lambda: scale, f"{weight.origin} as {spec}: scales in {dtype}")
+    bits = grid.number.bits + 8 * scales.nbytes / _elements(weight.shape)
+    return QuantizedPart(codes, scales, None, grid.format, _label(grid.format, spec), bits, activations)
+
+
 def _picked(weight: RealWeight, channels: tuple[int, ...]) -> RealWeight:
     index = torch.tensor(channels)
     shape = (weight.shape[0], len(channels), *weight.shape[2:])

@@ -94,8 +94,8 @@ class BalanceSpec:
 
     Attributes:
         method: "smoothquant" m = max|W|^(1-alpha) / max|X|^alpha; "vidit-q" m = max|W|^alpha / max|X|^(1-alpha); "search" tries the
-            candidates of SVDQuant and keeps the one with the least output error.
-        alpha: the exponent; unused by "search".
+            candidates of SVDQuant and keeps the one with the least output error; "given" is found elsewhere (no recipe can say it).
+        alpha: the exponent; unused by "search" and "given".
     """
 
     method: str

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from dexport.errors import UserError
-from dexport.exporter.modelopt_bridge import SiteValues, read_modelopt
+from dexport.exporter.modelopt_bridge import SiteValues, read_modelopt, unread_quantizers
 from dexport.plugins.formats import fake_quantize, format_of
 
 
@@ -193,6 +193,20 @@ def test_a_file_is_read_without_modelopt(tmp_path: Path) -> None:
     assert values.inputs is not None and values.inputs.amax == 2.0
 
 
+def test_quantizers_of_something_else_are_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, torch.ones(4))
+    assert unread_quantizers(path) == ()
+    document = torch.load(path, weights_only=False)
+    state = document["modelopt_state"]["modelopt_state_dict"][0][1]["metadata"]["quantizer_state"]
+    state |= {
+        "norm.input_quantizer": {"_disabled": False},
+        "b.input_quantizer": {"_disabled": True},
+        "attn.q_bmm_quantizer": {"_disabled": False},
+    }
+    torch.save(document, path)
+    assert unread_quantizers(path) == ("norm.input_quantizer", "attn.q_bmm_quantizer")
+
+
 def test_two_level_formats_keep_their_global_amax(tmp_path: Path) -> None:
     blocks = {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
     path = saved(tmp_path, torch.tensor(5.0), _num_bits=(2, 1), _axis=None, _block_sizes=blocks)
@@ -218,6 +232,15 @@ def test_an_unknown_quantizer_is_named(tmp_path: Path, settings: dict[str, Any],
     with pytest.raises(UserError, match=r"a\.weight_quantizer: expected a quantizer that dexport knows") as caught:
         read_modelopt(saved(tmp_path, torch.ones(4, 1), **settings))
     assert named in str(caught.value)
+
+
+def test_an_input_with_a_narrow_range_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path, torch.ones(4))
+    document = torch.load(path, weights_only=False)
+    document["modelopt_state"]["modelopt_state_dict"][0][1]["metadata"]["quantizer_state"]["a.input_quantizer"]["_narrow_range"] = True
+    torch.save(document, path)
+    with pytest.raises(UserError, match=r"a\.input_quantizer: expected a quantizer that dexport knows, got a narrow range"):
+        read_modelopt(path)
 
 
 @pytest.mark.parametrize("amax", [torch.tensor([1.0, float("nan"), 1.0, 1.0]), torch.tensor(float("inf")), torch.tensor(-1.0)])

@@ -80,3 +80,26 @@ def test_sizes_that_are_none(text: str) -> None:
 
 def test_height_comes_first() -> None:
     assert parse_size(" 512x768 ") == (512, 768)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "int8"}, "--recipe: expected no --modelopt, whose checkpoint decides how the denoiser is quantized, got both"),
+        ({"average_bits": 4.0}, "--average-bits: expected no --modelopt"),
+        ({"budget_bytes": 1000}, "--budget-bytes: expected no --modelopt"),
+        ({"calibration": "prompts.txt"}, "--calibration: expected no --modelopt"),
+        ({"statistics": "file"}, "--statistics: expected no --modelopt"),
+        ({"loras": ("file",)}, "--lora: expected no --modelopt, .*; merge it before you quantize with ModelOpt"),
+        ({"parts": {"denoiser": "int8"}}, "--component denoiser=int8: expected a part that the checkpoint leaves alone"),
+        ({"parts": {"prelude": "int8"}}, "--component prelude=int8: expected a part that the checkpoint leaves alone"),
+    ],
+)
+def test_what_contradicts_a_checkpoint_of_modelopt_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        BuildOptions(**_REQUIRED, modelopt="m.pth", **options)
+
+
+def test_what_goes_with_a_checkpoint_of_modelopt() -> None:
+    BuildOptions(**_REQUIRED, modelopt="m.pth", skip=("x",), allow_degrade=True, min_psnr=30.0, parts={"prelude": "keep"})
+    BuildOptions(**_REQUIRED, modelopt="m.pth", parts={"text_encoder": "int8"}, calibration="prompts.txt")

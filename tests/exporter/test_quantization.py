@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dexport.errors import UserError
+from dexport.exporter.effective_recipe import EffectiveRecipe
 from dexport.exporter.quality import measure
 from dexport.exporter.quantization import QuantizedSplit, quantized_split, recipe_document
 from dexport.exporter.torch_pipeline import TorchPipeline, torch_pipeline
@@ -107,7 +108,7 @@ def test_bits_count_scales_and_kept_layers(opened: TorchPipeline, calibrated: St
 
 def test_the_document_names_every_layer(opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:
     recipe = find_recipe("int8")
-    document: JsonObject = recipe_document(recipe, quantized(opened, recipe, calibrated, tmp_path))
+    document: JsonObject = recipe_document(EffectiveRecipe(recipe, ()), quantized(opened, recipe, calibrated, tmp_path))
     assert document["name"] == "int8" and document["sections"] == {"denoiser": "int8 channel weights, int8 static tensor activations"}
     assert len(document["layers"]) == LOOP_LINEARS + 2
     assert document["layers"][0]["note"] == "the recipe keeps it"
