@@ -22,7 +22,7 @@ from dexport.passes.quantization.branch import Branched, branched
 from dexport.passes.quantization.gptq import gptq
 from dexport.passes.quantization.grouping import channel_groups, token_groups
 from dexport.passes.quantization.groups import outlier_tokens
-from dexport.passes.quantization.parts import RealWeight, Rounding, quantized_part
+from dexport.passes.quantization.parts import RealWeight, Rounding, SharedScales, quantized_part, shared_scales
 from dexport.passes.quantization.recipe import MICRO_FORMATS, ActivationSpec, Treatment, WeightSpec
 from dexport.passes.quantization.rotation import hadamard_factors, random_signs, rotate, rotated_weight
 from dexport.passes.quantization.scratch import Scratch
@@ -187,7 +187,12 @@ class _Site:
         if branch is not None:
             residual = branch.residual
             weight = replace(weight, read=lambda: residual, slow=True, origin=f"{weight.origin} less its branch")
-        parts = tuple(self._part(weight, channels) for channels in self._splits())
+        splits, spec = self._splits(), self._treatment.weights
+        assert spec is not None
+        # Groups of channels are a matter of activations: outputs keep one scale. Pieces of a concatenation are weights of their own.
+        grouped = len(splits) > 1 and not self._pieces()
+        shared = shared_scales(weight, spec, self._dtype) if grouped else None
+        parts = tuple(self._part(weight, channels, shared) for channels in splits)
         factors = None if branch is None else (branch.down, branch.up)
         return SiteValues(parts, self._bypass, self._multiplier, self._signs, factors)
 
@@ -206,8 +211,7 @@ class _Site:
 
     def _splits(self) -> list[tuple[int, ...] | None]:
         """Channels of every part: pieces of a concatenated input, groups of similar channels, or all."""
-        pieces = _pieces(self._node, self._site) if self._treatment.split_concat else []
-        if len(pieces) > 1:
+        if pieces := self._pieces():
             return list(pieces)
         activations = self._treatment.activations
         if activations is None or "groups" not in activations.granularity or self._seen is None:
@@ -216,12 +220,17 @@ class _Site:
         assert seen is not None
         return list(channel_groups(seen, activations)) or [None]
 
-    def _part(self, weight: RealWeight, channels: tuple[int, ...] | None) -> QuantizedPart:
+    def _pieces(self) -> list[tuple[int, ...]]:
+        """Channels of the pieces of a concatenated input that are to be quantized apart; none unless there are several."""
+        pieces = _pieces(self._node, self._site) if self._treatment.split_concat else []
+        return pieces if len(pieces) > 1 else []
+
+    def _part(self, weight: RealWeight, channels: tuple[int, ...] | None, shared: SharedScales | None) -> QuantizedPart:
         spec, activations = self._treatment.weights, self._treatment.activations
         assert spec is not None
         seen = self._seen_after(channels)
         values = None if activations is None else self._rounded(activations, seen, channels)
-        return quantized_part(weight, spec, values, self._scratch, self._dtype, _rounding(spec, activations, seen), channels)
+        return quantized_part(weight, spec, values, self._scratch, self._dtype, _rounding(spec, activations, seen), channels, shared)
 
     def _rounded(self, spec: ActivationSpec, seen: SiteStatistics | None, channels: tuple[int, ...] | None) -> ActivationValues:
         """How the activation is rounded; sites that do the same to one value share it, as compilers merge them by that (q, k and v)."""

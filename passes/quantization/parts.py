@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -36,6 +37,14 @@ class RealWeight:
     slow: bool = False
 
 
+@dataclass(frozen=True)
+class SharedScales:
+    """Scales of a whole weight that its parts share; `grid` finds them when they are needed first, and keeps them."""
+
+    weight: RealWeight
+    grid: Callable[[], WeightGrid]
+
+
 def quantized_part(
     weight: RealWeight,
     spec: WeightSpec,
@@ -44,6 +53,7 @@ def quantized_part(
     dtype: torch.dtype,
     rounding: Rounding | None = None,
     channels: tuple[int, ...] | None = None,
+    shared: SharedScales | None = None,
 ) -> QuantizedPart:
     """The operation of a site, or of some of its channels.
 
@@ -51,23 +61,33 @@ def quantized_part(
         dtype: of the graph's activations: scales of tensors and channels are rounded to it before codes are chosen.
         rounding: other than to the nearest.
         channels: which inputs of the weight belong to this part.
+        shared: the scales of the whole weight, instead of own ones.
     """
     if channels is not None:
         weight = _picked(weight, channels)
+    scaled = weight if shared is None else shared.weight
 
     def quantized() -> QuantizedWeight:
         real = weight.read()
-        grid = weight_grid(real, spec)
-        if grid.scale.dtype is torch.float32:
-            grid = replace(grid, scale=_held(grid.scale, dtype))
+        grid = _grid(real, spec, dtype) if shared is None else shared.grid()
         found = encode(real, grid) if rounding is None else rounding(real, grid)
         return replace(found, scale=found.scale.to(dtype)) if found.scale.dtype is torch.float32 else found
 
     known = "|" not in spec.format and rounding is None and not weight.slow
-    weights = _lazy(weight, spec, dtype, quantized) if known else _kept(weight, spec, scratch, quantized())
+    weights = _lazy(weight, scaled, spec, dtype, quantized) if known else _kept(weight, spec, scratch, quantized())
     codes, scale, coarse, name = weights
-    bits = weight_bits(WeightSize(weight.shape, spec)) / _elements(weight.shape)
+    bits = weight_bits(WeightSize(scaled.shape, spec)) / _elements(scaled.shape)
     return QuantizedPart(codes, scale, coarse, name, _label(name, spec), bits, activations, channels)
+
+
+def shared_scales(weight: RealWeight, spec: WeightSpec, dtype: torch.dtype) -> SharedScales | None:
+    """The scales of a weight for its parts to share; None where they stand in blocks, which parts do not keep together."""
+    return None if spec.block else SharedScales(weight, cache(lambda: _grid(weight.read(), spec, dtype)))
+
+
+def _grid(real: torch.Tensor, spec: WeightSpec, dtype: torch.dtype) -> WeightGrid:
+    grid = weight_grid(real, spec)
+    return replace(grid, scale=_held(grid.scale, dtype)) if grid.scale.dtype is torch.float32 else grid
 
 
 def _held(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -104,9 +124,9 @@ def _picked(weight: RealWeight, channels: tuple[int, ...]) -> RealWeight:
 
 
 def _lazy(
-    weight: RealWeight, spec: WeightSpec, dtype: torch.dtype, quantized: Callable[[], QuantizedWeight]
+    weight: RealWeight, scaled: RealWeight, spec: WeightSpec, dtype: torch.dtype, quantized: Callable[[], QuantizedWeight]
 ) -> tuple[Weight, Weight, Weight | None, str]:
-    """Weights that quantize when they are read; what they will be is known without reading."""
+    """Weights that quantize when they are read; what they will be is known without reading. Scales are those of the weight `scaled`."""
     outputs, inputs, *kernel = weight.shape
     number = MICRO_FORMATS.get(spec.format, (spec.format, 0))[0]
     scales = {"nvfp4": torch.float8_e4m3fn, "mxfp4": torch.float8_e8m0fnu}
@@ -124,7 +144,7 @@ def _lazy(
 
     return (
         Weight(weight.shape, format_of(number).code_dtype, lambda: quantized().codes, f"{origin}: codes"),
-        Weight(scale_shape, scale_dtype, lambda: quantized().scale, f"{origin}: scales in {scale_dtype}"),
+        Weight(scale_shape, scale_dtype, lambda: quantized().scale, f"{scaled.origin} as {spec}: scales in {scale_dtype}"),
         Weight((), torch.float32, coarse, f"{origin}: coarse scale") if spec.format == "nvfp4" else None,
         number,
     )

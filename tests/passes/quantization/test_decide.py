@@ -273,6 +273,7 @@ def test_groups_of_channels(graph: Graph, seen: dict[str, SiteStatistics], tmp_p
     for part in parts:
         assert part.activations is not None and part.activations.scale is not None and part.channels is not None
         assert torch.allclose(part.activations.scale, seen["enter"].absmax[:, part.channels].amax(1) / 127)
+        assert torch.equal(part.scale.load(), parts[0].scale.load())  # outputs have one scale, whatever the group
 
 
 def test_tokens_that_are_too_large_bypass(graph: Graph, tmp_path: Path) -> None:

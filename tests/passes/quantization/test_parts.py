@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dexport.passes.quantization.gptq import gptq
-from dexport.passes.quantization.parts import RealWeight, quantized_part
+from dexport.passes.quantization.parts import RealWeight, quantized_part, shared_scales
 from dexport.passes.quantization.recipe import WeightSpec
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.values import QuantizedPart
@@ -93,6 +93,19 @@ def test_some_channels(channels: tuple[int, ...], tmp_path: Path) -> None:
     assert float((_loaded(part) - picked).abs().max()) <= float(picked.abs().max()) / 127
     other = quantized_part(weight, WeightSpec(format="int8"), None, Scratch(tmp_path), torch.float32, channels=(1, *channels[1:]))
     assert other.codes.origin != part.codes.origin
+
+
+def test_parts_that_share_the_scales_of_the_weight(tmp_path: Path) -> None:
+    """Together they are the weight quantized as a whole; so are their bits, and their scales are stored once."""
+    weight, spec, scratch = RealWeight(lambda: WEIGHT, (8, 64), "w"), WeightSpec(format="int4", range="mse"), Scratch(tmp_path)
+    whole = quantized_part(weight, spec, None, scratch, torch.float32)
+    shared = shared_scales(weight, spec, torch.float32)
+    groups = (tuple(range(0, 64, 2)), tuple(range(1, 64, 2)))
+    parts = [quantized_part(weight, spec, None, scratch, torch.float32, channels=group, shared=shared) for group in groups]
+    for part, group in zip(parts, groups):
+        assert torch.equal(_loaded(part), _loaded(whole)[:, group]) and part.bits == whole.bits
+        assert part.scale.origin == whole.scale.origin and torch.equal(part.scale.load(), whole.scale.load())
+    assert shared_scales(weight, WeightSpec(format="int4", granularity="block-16"), torch.float32) is None
 
 
 def test_kernels(tmp_path: Path) -> None:
