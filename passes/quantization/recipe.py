@@ -177,12 +177,30 @@ class MixedPrecisionSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """How attention is quantized (plugins/quantized_attention).
+
+    Attributes:
+        format: of queries, keys and values, one constant scale each.
+        probabilities: "e4m3", or "log2-B": powers of two with codes of B bits, times the largest probability of each picture (DGQ).
+        keys: "all", or "text": only attentions whose keys the prompt alone decides.
+        start_tokens: leading keys of a text that are left out, their probabilities too.
+    """
+
+    format: str
+    probabilities: str
+    keys: str = "all"
+    start_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """How one part of the pipeline is treated; `layers` keeps the order of the file, None stands for "keep"."""
 
     default: Treatment | None = None
     layers: Mapping[str, Treatment | None] = field(default_factory=dict)
     ends: Treatment | Literal["default"] | None = "default"
+    attention: AttentionSpec | None = None
     reconstruction: ReconstructionSpec | None = None
     mixed_precision: MixedPrecisionSpec | None = None
 
@@ -213,7 +231,7 @@ class Section:
     @property
     def calibrated(self) -> bool:
         """Whether statistics are needed."""
-        if self.reconstruction is not None or self.mixed_precision is not None:
+        if self.reconstruction is not None or self.mixed_precision is not None or self.attention is not None:
             return True
         every = (self.default, *self.layers.values(), None if self.ends == "default" else self.ends)
         return any(t is not None and t.calibrated for t in every)

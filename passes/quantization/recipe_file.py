@@ -20,6 +20,7 @@ from dexport.passes.quantization.recipe import (
     MICRO_FORMATS,
     SECTIONS,
     ActivationSpec,
+    AttentionSpec,
     BalanceSpec,
     LowRankSpec,
     MixedPrecisionSpec,
@@ -31,6 +32,7 @@ from dexport.passes.quantization.recipe import (
 )
 from dexport.plugins.activations import MODES
 from dexport.plugins.formats import format_of
+from dexport.plugins.quantized_attention.reference import PROBABILITIES
 
 _WEIGHT_RANGE = re.compile(r"minmax|mse|percentile-\d+(\.\d+)?|float-search")
 _RANGE = re.compile(rf"{_WEIGHT_RANGE.pattern}|ema")
@@ -92,7 +94,7 @@ def read_recipe(text: str, where: str) -> Recipe:
 
 
 def _section(document: Any, where: str) -> Section:
-    _check_keys(document, {"default", "layers", "ends", "reconstruction", "mixed_precision"}, set(), where)
+    _check_keys(document, {"default", "layers", "ends", "attention", "reconstruction", "mixed_precision"}, set(), where)
     layers = _mapping(document.get("layers") or {}, f"{where}: layers")
     for key in layers:
         _check_pattern(key, f"{where}: layers")
@@ -101,12 +103,25 @@ def _section(document: Any, where: str) -> Section:
         default=_treatment(document.get("default", "keep"), f"{where}: default"),
         layers={str(key): _treatment(entry, f"{where}: {key}") for key, entry in layers.items()},
         ends=_treatment(document["ends"], f"{where}: ends") if "ends" in document else "default",
+        attention=_attention(document.get("attention"), f"{where}: attention"),
         reconstruction=_spec(ReconstructionSpec, document.get("reconstruction"), f"{where}: reconstruction"),
         mixed_precision=None if mixed is None else _mixed(mixed, f"{where}: mixed_precision"),
     )
     if section.reconstruction is not None:
         _among(section.reconstruction.unit, ("layer", "block"), f"{where}: reconstruction: unit")
     return section
+
+
+def _attention(document: Any, where: str) -> AttentionSpec | None:
+    spec: AttentionSpec | None = _spec(AttentionSpec, document, where)
+    if spec is None:
+        return None
+    _check_format(spec.format, f"{where}: format", levels=1)
+    _choose(spec.probabilities, PROBABILITIES, "e4m3 or log2-B with B from 1 to 8", f"{where}: probabilities")
+    _among(spec.keys, ("all", "text"), f"{where}: keys")
+    if spec.start_tokens < 0:
+        raise UserError(f"{where}: start_tokens", expected="a number of tokens", got=str(spec.start_tokens), fix="correct the value")
+    return spec
 
 
 def _check_pattern(key: Any, where: str) -> None:
@@ -199,8 +214,9 @@ def _check_activations(activations: ActivationSpec, where: str) -> None:
         raise UserError(f"{where}: mode", expected=f"dynamic for {activations.format}", got=activations.mode, fix="choose mode dynamic")
 
 
-def _check_format(name: str, where: str) -> None:
-    if name in MICRO_FORMATS:
+def _check_format(name: str, where: str, levels: int = 2) -> None:
+    """Refuses what is no format with up to so many levels of scales."""
+    if name in MICRO_FORMATS and levels == 2:
         return
     try:
         format_of(name)
