@@ -67,14 +67,18 @@ def quantized_part(
         weight = _picked(weight, channels)
     scaled = weight if shared is None else shared.weight
 
+    def grid(real: torch.Tensor | None = None) -> WeightGrid:
+        if shared is not None:
+            return shared.grid()
+        return _grid(weight.read() if real is None else real, spec, dtype)
+
     def quantized() -> QuantizedWeight:
         real = weight.read()
-        grid = _grid(real, spec, dtype) if shared is None else shared.grid()
-        found = encode(real, grid) if rounding is None else rounding(real, grid)
+        found = (encode if rounding is None else rounding)(real, grid(real))
         return replace(found, scale=found.scale.to(dtype)) if found.scale.dtype is torch.float32 else found
 
     known = "|" not in spec.format and rounding is None and not weight.slow
-    weights = _lazy(weight, scaled, spec, dtype, quantized) if known else _kept(weight, spec, scratch, quantized())
+    weights = _lazy(weight, scaled, spec, dtype, grid, quantized) if known else _kept(weight, spec, scratch, quantized())
     codes, scale, coarse, name = weights
     bits = weight_bits(WeightSize(scaled.shape, spec)) / _elements(scaled.shape)
     return QuantizedPart(codes, scale, coarse, name, _label(name, spec), bits, activations, channels)
@@ -124,7 +128,12 @@ def _picked(weight: RealWeight, channels: tuple[int, ...]) -> RealWeight:
 
 
 def _lazy(
-    weight: RealWeight, scaled: RealWeight, spec: WeightSpec, dtype: torch.dtype, quantized: Callable[[], QuantizedWeight]
+    weight: RealWeight,
+    scaled: RealWeight,
+    spec: WeightSpec,
+    dtype: torch.dtype,
+    grid: Callable[[], WeightGrid],
+    quantized: Callable[[], QuantizedWeight],
 ) -> tuple[Weight, Weight, Weight | None, str]:
     """Weights that quantize when they are read; what they will be is known without reading. Scales are those of the weight `scaled`."""
     outputs, inputs, *kernel = weight.shape
@@ -138,13 +147,13 @@ def _lazy(
     origin = f"{weight.origin} as {spec}"
 
     def coarse() -> torch.Tensor:
-        found = quantized().coarse
+        found = grid().coarse
         assert found is not None
         return found
 
     return (
         Weight(weight.shape, format_of(number).code_dtype, lambda: quantized().codes, f"{origin}: codes"),
-        Weight(scale_shape, scale_dtype, lambda: quantized().scale, f"{scaled.origin} as {spec}: scales in {scale_dtype}"),
+        Weight(scale_shape, scale_dtype, lambda: grid().scale.to(scale_dtype), f"{scaled.origin} as {spec}: scales in {scale_dtype}"),
         Weight((), torch.float32, coarse, f"{origin}: coarse scale") if spec.format == "nvfp4" else None,
         number,
     )
