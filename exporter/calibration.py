@@ -35,8 +35,8 @@ _SAMPLE_BYTES = 256 << 20
 _BATCH_BYTES = 128 << 20  # of the largest value that is watched
 _MOST_PICTURES = 8  # at a time; more gains nothing on a processor
 _KEPT_BYTES = 512 << 20
-"""Weights of smaller models are read once. Reading those of PixArt-XL/2 for every call takes a few percent of a call of 4 x 256 tokens, less
-of larger ones, and saves the memory of the model."""
+"""Weights of smaller models are read once. Reading those of PixArt-XL/2 for every call takes a few percent of a call of 4 x 256 tokens,
+less of larger ones, and saves the memory of the model."""
 _MIB = 1 << 20
 
 
