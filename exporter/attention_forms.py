@@ -1,6 +1,6 @@
 """Which quantized attentions a target computes exactly: FP8 with all four operands in e4m3, where the compiler fuses it; nothing else.
 
-Measured in plans of TensorRT-RTX 1.7.1 for SM89 and SM120 (float16 and bfloat16, heads of 16 to 256, up to 4096 tokens, masks, text):
+Measured in plans of TensorRT-RTX 1.7.1 for SM89 and SM120 (float16 and bfloat16, heads of 8 to 256, up to 4096 tokens, masks, text):
 e4m3 query, key, probabilities and value make one fused attention with FP8 operands and as many other kernels as 16 bits; without the
 probabilities it falls apart into two GEMMs with the scores in memory between them, and so does float32 in either form. INT8 never fuses
 (exporter/engines/kernels.py reads the plans). Plans say which kernels run, not how fast. For a Jetson TensorRT's documentation is all

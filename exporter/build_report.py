@@ -92,9 +92,9 @@ def _computed(checkpoint: ModeloptCheckpoint, quantized: QuantizedSplit) -> tupl
 
 
 def bit_maps(quantized: QuantizedSplit) -> Mapping[str, Mapping[str, SiteBits]]:
-    """Component -> site -> bits, in the order of the graphs."""
+    """Component -> site -> bits, in the order of the graphs; attention has no weights whose bits could be shown."""
     found: dict[str, dict[str, SiteBits]] = {}
-    for layer in quantized.layers:
+    for layer in (layer for layer in quantized.layers if layer.parameters):
         found.setdefault(layer.component, {})[layer.site] = SiteBits(
             weights=layer.weights,
             weight_bits=layer.bits,

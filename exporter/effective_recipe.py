@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dexport.errors import UserError
+from dexport.exporter.attention_forms import describe_attention, exact_attention
 from dexport.exporter.modelopt_checkpoint import PARTS, ModeloptCheckpoint, open_modelopt
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.quantized_forms import exact, nearest
 from dexport.passes.quantization.recipe import SECTIONS, Recipe, Section, Treatment, WeightSpec
 from dexport.passes.quantization.recipe_file import find_recipe
+from dexport.targets.formats import Support
 from dexport.targets.target import Target
 
 SMALL_MEMORY_GIB = 16
@@ -45,7 +47,7 @@ class EffectiveRecipe:
 
     def sections(self) -> dict[str, str]:
         """What happens to every part, in words."""
-        words = {name: describe(section.default) for name, section in self.recipe.sections.items()}
+        words = {name: describe_section(section) for name, section in self.recipe.sections.items()}
         if self.checkpoint is not None:
             kinds = Counter(describe(layer.treatment) for layer in self.checkpoint.layers.values())
             words["denoiser"] = " | ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
@@ -82,6 +84,11 @@ def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe |
     degraded: list[Degraded] = []
 
     def legal(name: str, section: Section) -> Section:
+        if (spec := section.attention) is not None:
+            answer = exact_attention(target, spec, options.precision or target.default_precision)
+            if not answer:
+                degraded.append(_degraded(target, name, (describe_attention(spec), "attention in 16 bits"), answer, options.allow_degrade))
+                section = replace(section, attention=None)
         return _changed(section, lambda t: None if t is None else _legal(target, name, t, options.allow_degrade, degraded))
 
     kept = {name: legal(name, section) for name, section in sections.items() if section is not None}
@@ -112,7 +119,7 @@ def _part(name: str, other: str) -> Section | None:
     if section is None:
         fix = "name another recipe"
         raise UserError(f"--component {name}={other}", expected=f"a recipe with a section {name} or denoiser", got="neither", fix=fix)
-    return section if recipe.section(name) else replace(section, ends="default", layers={}, mixed_precision=None)
+    return section if recipe.section(name) else replace(section, ends="default", layers={}, attention=None, mixed_precision=None)
 
 
 def _small_text_encoder(target: Target) -> Section:
@@ -143,12 +150,24 @@ def _legal(
     if answer:
         return treatment
     other = nearest(target, treatment, convolution=convolution)
+    degraded.append(_degraded(target, section, (describe(treatment), describe(other)), answer, allow))
+    return other
+
+
+def _degraded(target: Target, section: str, change: tuple[str, str], answer: Support, allow: bool) -> Degraded:
+    """What is changed, if that is allowed."""
+    asked, built = change
     if not allow:
         expected = f"a form that {target.backend} computes exactly"
-        fix = f"add --allow-degrade to build {describe(other)} instead, or choose another recipe"
-        raise UserError(f"{target.id}: {section}", expected=expected, got=f"{describe(treatment)} ({answer.reason})", fix=fix)
-    degraded.append(Degraded(section, describe(treatment), describe(other), answer.reason))
-    return other
+        fix = f"add --allow-degrade to build {built} instead, or choose another recipe"
+        raise UserError(f"{target.id}: {section}", expected=expected, got=f"{asked} ({answer.reason})", fix=fix)
+    return Degraded(section, asked, built, answer.reason)
+
+
+def describe_section(section: Section) -> str:
+    """What happens to most layers, and to attention."""
+    words = [describe(section.default)]
+    return "; ".join([*words, describe_attention(section.attention)] if section.attention is not None else words)
 
 
 def describe(treatment: Treatment | None) -> str:

@@ -13,9 +13,11 @@ from dexport.exporter.effective_recipe import EffectiveRecipe
 from dexport.exporter.modelopt_checkpoint import PARTS, ModeloptCheckpoint
 from dexport.exporter.split import Split
 from dexport.passes.graph import Graph
+from dexport.passes.quantization.attention import AttentionDecisions, decide_attention, quantize_attention
+from dexport.passes.quantization.attention_sites import attention_sites
 from dexport.passes.quantization.decide import Decisions, decide
 from dexport.passes.quantization.quantize import quantize
-from dexport.passes.quantization.recipe import Recipe, Section, Treatment
+from dexport.passes.quantization.recipe import AttentionSpec, Recipe, Section, Treatment
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.sites import Site, ends, sites
 from dexport.passes.quantization.statistics import Statistics
@@ -29,11 +31,13 @@ Refine = Callable[[Graph, Decisions], Decisions]
 _KEPT_BITS = 16.0
 KEPT = "16 bits"
 """What a layer that is not quantized has for weights."""
+NO_WEIGHTS = "attention without"
+"""What an attention has for weights: "attention without weights"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What became of one site.
+    """What became of one site, or of one attention.
 
     Attributes:
         weights, activations: in words; "16 bits" and "" where it is kept.
@@ -96,7 +100,7 @@ def check_skips(skip: Sequence[str], split: Split) -> None:
     Raises:
         UserError: which one; names some layers.
     """
-    names = [site.name for graph in split.graphs() for site in sites(graph)]
+    names = [site.name for graph in split.graphs() for site in (*sites(graph), *attention_sites(graph))]
     for pattern in skip:
         if not any(matches(pattern, name) for name in names):
             fix = f"layers are named like {', '.join(names[:: max(1, len(names) // 3)][:3])}"
@@ -148,6 +152,11 @@ def quantized_split(
             decisions = decide(graph, treatments, seen, scratch)
         if refine is not None and section.reconstruction is not None:
             decisions = refine(graph, decisions)
+        if section.attention is not None:
+            kept = frozenset(a.name for a in attention_sites(graph) if any(matches(pattern, a.name) for pattern in skip))
+            attention = decide_attention(graph, section.attention, seen, kept)
+            layers += _attention_report(graph, section.attention, attention)
+            graph = quantize_attention(graph, attention.values)
         changed |= written(split, graph, decisions, statistics)
         layers += layer_report(graph, treatments, decisions)
     return QuantizedSplit(split.with_graphs(changed), tuple(layers))
@@ -195,6 +204,25 @@ def _layer(component: str, site: Site, treatment: Treatment | None, decisions: D
         mode="" if activations is None else activations.mode,
         note=note,
     )
+
+
+def _attention_report(graph: Graph, spec: AttentionSpec, decisions: AttentionDecisions) -> list[Layer]:
+    """One line per attention, which has no weights."""
+    rounded = spec.format if spec.format == spec.probabilities else f"{spec.format} and {spec.probabilities}"
+    return [
+        Layer(
+            component=graph.name,
+            site=site.name,
+            parameters=0,
+            weights=NO_WEIGHTS if done else KEPT,
+            bits=0.0 if done else _KEPT_BITS,
+            activations=rounded if done else "",
+            mode="static" if done else "",
+            note=decisions.skipped.get(site.name, ""),
+        )
+        for site in attention_sites(graph)
+        for done in [site.name in decisions.values]
+    ]
 
 
 def site_bits(site: Site, values: SiteValues) -> float:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dexport.exporter.attention_forms import describe_attention, exact_attention
 from dexport.exporter.effective_recipe import describe
 from dexport.exporter.quantized_forms import exact
 from dexport.passes.quantization.recipe import MICRO_FORMATS, Recipe, Section, Treatment
 from dexport.passes.quantization.recipe_file import find_recipe, recipe_names
 from dexport.plugins.formats import format_of
 from dexport.targets.catalogue import all_targets
+from dexport.targets.target import Target
 
 _FLOAT_BITS = "16"
 
@@ -89,6 +91,8 @@ def explained(name: str) -> Iterator[tuple[str, str]]:
             yield "  first and last", describe(section.ends)
         for pattern, treatment in section.layers.items():
             yield f"  {pattern}", describe(treatment)
+        if section.attention is not None:
+            yield "  attention", describe_attention(section.attention).removeprefix("attention ")
         if section.reconstruction is not None:
             spec = section.reconstruction
             yield "  rounding", f"learned per {spec.unit} in {spec.iterations} iterations"
@@ -102,4 +106,10 @@ def explained(name: str) -> Iterator[tuple[str, str]]:
 def legal_targets(recipe: Recipe) -> list[str]:
     """The targets that can do exactly what every section says."""
     wanted = [t for section in recipe.sections.values() for t in treatments(section)]
-    return [target.id for target in all_targets() if target.buildable and all(exact(target, t) for t in wanted)]
+    attentions = [section.attention for section in recipe.sections.values() if section.attention is not None]
+
+    def legal(target: Target) -> bool:
+        own = target.default_precision
+        return all(exact(target, t) for t in wanted) and all(exact_attention(target, a, own) for a in attentions)
+
+    return [target.id for target in all_targets() if target.buildable and legal(target)]

@@ -89,3 +89,19 @@ def test_treatments_in_words() -> None:
     section = effective("rtx-4090", recipe="svdquant-w4a4", allow_degrade=True).recipe.sections["denoiser"]
     assert "with a low-rank branch" in describe(section.default) and "balanced" in describe(section.default)
     assert describe(None) == "16 bits"
+
+
+DGQ_ATTENTION = "attention to text in int8, probabilities in log2-8, but for the first 1 of its tokens"
+
+
+def test_attention_is_built_where_a_kernel_fuses_it_and_else_refused_or_kept_in_16_bits() -> None:
+    found = effective("rtx-4090", recipe="fp8-attention")
+    assert found.recipe.sections["denoiser"].attention is not None and not found.degraded
+    assert found.lines()[0].endswith("activations; attention in e4m3, probabilities in e4m3")
+    with pytest.raises(UserError, match="attention in e4m3.*attention between fp32 layers is not fused.*--allow-degrade"):
+        effective("rtx-4090", recipe="fp8-attention", precision="fp32")
+    with pytest.raises(UserError, match="no kernel multiplies probabilities in log2-8 with values in int8"):
+        effective("rtx-4090", recipe="dgq-w4a8")
+    found = effective("rtx-4090", recipe="dgq-w4a8", allow_degrade=True)
+    assert found.recipe.sections["denoiser"].attention is None
+    assert (DGQ_ATTENTION, "attention in 16 bits") in {(d.asked, d.built) for d in found.degraded}

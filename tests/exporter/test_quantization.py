@@ -12,7 +12,7 @@ from dexport.exporter.effective_recipe import EffectiveRecipe
 from dexport.exporter.quality import measure
 from dexport.exporter.quantization import QuantizedSplit, quantized_split, recipe_document
 from dexport.exporter.torch_pipeline import TorchPipeline, torch_pipeline
-from dexport.passes.quantization.recipe import Recipe, Section, Treatment, WeightSpec
+from dexport.passes.quantization.recipe import AttentionSpec, Recipe, Section, Treatment, WeightSpec
 from dexport.passes.quantization.recipe_file import find_recipe, read_recipe
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.statistics import Statistics
@@ -44,6 +44,20 @@ def test_eight_bits_keep_the_pictures(name: str, opened: TorchPipeline, calibrat
     treated = [layer for layer in found.layers if layer.bits < 16]
     assert len(treated) == LOOP_LINEARS and {layer.component for layer in treated} == {"denoiser"}
     assert {layer.site for layer in found.layers if layer.bits >= 16} == {"pos_embed.proj", "proj_out"}
+
+
+def test_attention_has_lines_of_its_own(opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:
+    """To itself and to the text in every block; `skip` keeps one of them as it keeps layers."""
+    spec = AttentionSpec(format="e4m3", probabilities="e4m3")
+    recipe = Recipe(name="x", summary="y", sections={"denoiser": Section(attention=spec)})
+    kept = "transformer_blocks.1.attn2"
+    found = quantized(opened, recipe, calibrated, tmp_path, skip=[kept])
+    lines = {layer.site: layer for layer in found.layers if not layer.parameters}
+    assert set(lines) == {f"transformer_blocks.{i}.attn{k}" for i in range(BLOCKS) for k in (1, 2)}
+    assert lines.pop(kept).note == "the user keeps it"
+    assert {(line.weights, line.activations, line.bits, line.note) for line in lines.values()} == {("attention without", "e4m3", 0.0, "")}
+    assert found.treated_bits("denoiser") is None and found.average_bits("denoiser") == 16
+    assert picture_psnr(opened, found) > CLOSE_DB
 
 
 def test_more_bits_are_closer(opened: TorchPipeline, calibrated: Statistics, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ def test_targets_follow_from_what_they_compute() -> None:
     assert {"cpu", "onnxruntime-cpu", "rtx-4090", "jetson-orin@jetpack-6.1"} <= set(legal_targets(find_recipe("int8")))
     fp8 = legal_targets(find_recipe("fp8"))
     assert "rtx-4090" in fp8 and "rtx-3090" not in fp8 and "cpu" not in fp8
+    assert {"rtx-4090", "jetson-thor@jetpack-7.0"} <= set(legal_targets(find_recipe("fp8-attention"))) <= set(fp8)
+    assert not legal_targets(find_recipe("dgq-w4a8"))
     nvfp4 = legal_targets(find_recipe("nvfp4"))
     assert "rtx-5090" in nvfp4 and "rtx-4090" not in nvfp4
 

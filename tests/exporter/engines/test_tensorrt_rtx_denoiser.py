@@ -1,6 +1,6 @@
 """What TensorRT-RTX makes of a whole denoising loop, in 16 bits and quantized, for three GPU generations, without a GPU.
 
-Every linear must be a GEMM of its format, attention must stay fused, and tables must cost no kernel.
+Every linear must be a GEMM of its format, attention must stay fused, and neither tables nor FP8 attention may cost a kernel.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dexport.passes.quantization.quantize import quantize
 from dexport.passes.quantization.recipe import ActivationSpec, LowRankSpec, Treatment, WeightSpec
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.sites import sites
+from tests.exporter.spellings.attention_graphs import with_quantized_attention
 from tests.exporter.spellings.backends import written
 from tests.exporter.spellings.quantized_graphs import Form, quantized, table_of_scales
 from tests.passes.graphs import graph_of
@@ -34,6 +35,7 @@ from tests.pipelines_pixart import tiny_pixart
 LINEARS = 9  # q, k, v, out of self attention, q and out of cross attention, two of the feed-forward; the last projection
 GEMMS = LINEARS - 2  # q, k and v of self attention become one
 GPUS = (86, 89, 120)
+FP8_GPUS = (89, 120)
 FP8 = Form(weight="e4m3", activation="e4m3")
 NVFP4 = Form(weight="e2m1", group=16, activation="e2m1", mode="dynamic", block=16, micro="nvfp4", scale=0.002)
 INT4 = Form(weight="int4", group=64, mode="none")
@@ -60,12 +62,14 @@ def dynamic(loop: Graph, tmp_path_factory: pytest.TempPathFactory) -> KernelCoun
     return _of_form(loop, Form(mode="dynamic"), GPUS, tmp_path_factory.mktemp("dynamic"))
 
 
-def _of_form(loop: Graph, form: Form, sm: tuple[int, ...], folder: Path, opset: int = 20) -> KernelCounts:
+def _of_form(loop: Graph, form: Form, sm: tuple[int, ...], folder: Path, opset: int = 20, attention: str = "fp16") -> KernelCounts:
     graph = quantized(loop, form, table_of_scales("step_values_float16"))
-    return _counts(graph, written(graph, folder, "tensorrt-rtx", opset), sm)[0]
+    return _counts(graph, written(graph, folder, "tensorrt-rtx", opset), sm, attention=attention)[0]
 
 
-def _counts(graph: Graph, onnx: Path, sm: tuple[int, ...], rows: tuple[int, ...] = (2,)) -> tuple[KernelCounts, ...]:
+def _counts(
+    graph: Graph, onnx: Path, sm: tuple[int, ...], rows: tuple[int, ...] = (2,), attention: str = "fp16"
+) -> tuple[KernelCounts, ...]:
     """Kernels of each profile (one for each number of rows), all of which have their attentions fused."""
     ranges = Ranges(rows=tuple((n, n, n) for n in rows), steps=(1, 1, 1))
     symbolic = [p for p in graph.inputs if "batch" in p.shape]
@@ -74,7 +78,7 @@ def _counts(graph: Graph, onnx: Path, sm: tuple[int, ...], rows: tuple[int, ...]
     assert report.kernels.readable, report.kernels.reason
     assert report.kernels.accelerators == tuple(f"sm{one}" for one in sm)
     for program in report.kernels.programs:
-        assert program.attentions == {"fp16": 2}  # self and cross attention, each one kernel
+        assert program.attentions == {attention: 2}  # self and cross attention, each one kernel
         assert program.unfused_attention == ()
     return report.kernels.programs
 
@@ -137,7 +141,10 @@ def test_four_bit_weights_take_four_bits_of_an_engine(tmp_path: Path) -> None:
 
 
 def test_float8(loop: Graph, tmp_path: Path) -> None:
-    assert set(_of_form(loop, FP8, (89, 120), tmp_path).gemms) == {"fp8"}
+    plain = _of_form(loop, FP8, FP8_GPUS, tmp_path)
+    assert set(plain.gemms) == {"fp8"}
+    attention = _of_form(with_quantized_attention(loop), FP8, FP8_GPUS, tmp_path, attention="fp8")
+    assert attention.gemms == plain.gemms and _plain(attention) <= _plain(plain)
 
 
 def test_nvfp4(loop: Graph, tmp_path: Path) -> None:

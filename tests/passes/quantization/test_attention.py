@@ -81,6 +81,6 @@ def test_what_cannot_be_treated_says_why(graph: Graph, seen: dict[str, SiteStati
     assert decide_attention(graph, E4M3, {}, frozenset()).skipped == dict.fromkeys(("own", "text"), "calibration did not reach it")
     many = replace(DGQ, start_tokens=5)
     assert decide_attention(graph, many, seen, frozenset()).skipped["text"] == "it has no 5 start tokens beside others"
-    narrow = graph_of(Attentions(head=8), INPUTS)
+    narrow = graph_of(Attentions(head=4), INPUTS)
     wrong = decide_attention(narrow, E4M3, seen, frozenset()).skipped
-    assert wrong["text"] == "heads of 8 have no fused kernel, which takes 16 to 256"
+    assert wrong["text"] == "heads of 4 have no fused kernel, which takes 8 to 256"
