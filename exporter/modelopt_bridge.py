@@ -79,6 +79,8 @@ class SiteValues:
 def read_modelopt(path: Path) -> dict[str, SiteValues]:
     """Site name -> values, for every layer whose weight is quantized. A site is called as its module, which is dexport's name of it too.
 
+    Kernels that are rounded in blocks are left out, see `unread_quantizers`.
+
     Raises:
         UserError: no such file, not written by ModelOpt, a quantizer of another kind (named), an amax that is not finite.
     """
@@ -91,16 +93,34 @@ def read_modelopt(path: Path) -> dict[str, SiteValues]:
 
 
 def unread_quantizers(path: Path) -> tuple[str, ...]:
-    """Enabled quantizers that belong to no site: ModelOpt also rounds the inputs of layer norms, and attention if it is told to.
+    """Enabled quantizers that belong to no site: ModelOpt also rounds inputs of layer norms, kernels in blocks, and attention if told to.
 
     An exported directory names none. Raises as `read_modelopt`.
     """
     if path.is_dir():
         return ()
-    settings, _ = _document(path)
-    enabled = [name for name, state in settings.items() if not state.get("_disabled", True)]
-    sites = {name.partition(".weight_quantizer")[0] for name in enabled if ".weight_quantizer" in name}
-    return tuple(n for n in enabled if ".weight_quantizer" not in n and n.removesuffix(".input_quantizer") not in sites)
+    settings, tensors = _document(path)
+    sites = {name for name in _names(settings) if (stages := _stages(name, settings)) and not _in_blocks(name, stages, settings, tensors)}
+    enabled = (name for name, state in settings.items() if not state.get("_disabled", True))
+    return tuple(n for n in enabled if n.partition(".weight_quantizer")[0].removesuffix(".input_quantizer") not in sites)
+
+
+def _names(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Modules that have a quantizer for their weight."""
+    return [key.removesuffix(".weight_quantizer") for key in settings if key.endswith(".weight_quantizer")]
+
+
+def _stages(name: str, settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The quantizers of a module's weight, in order; none if they are all off."""
+    quantizer = f"{name}.weight_quantizer"
+    stages = [f"{quantizer}.{i}" for i in range(settings[quantizer].get("num_quantizers", 0))] or [quantizer]
+    return [] if all(settings[stage]["_disabled"] for stage in stages) else stages
+
+
+def _in_blocks(name: str, stages: list[str], settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the weight is a kernel that is rounded in blocks: ModelOpt's run along its last axis, which is no axis of channels."""
+    weight = tensors.get(f"{name}.weight")
+    return weight is not None and weight.dim() > 2 and any(settings[stage].get("_block_sizes") for stage in stages)
 
 
 def _document(path: Path) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, torch.Tensor]]:
@@ -125,18 +145,18 @@ def _saved(path: Path) -> dict[str, SiteValues]:
     """The sites of the file of modelopt.torch.opt.save."""
     settings, tensors = _document(path)
     found = {}
-    for name in (key.removesuffix(".weight_quantizer") for key in settings if key.endswith(".weight_quantizer")):
-        if values := _site(f"{path}: {name}", name, settings, tensors):
-            found[name] = values
+    for name in _names(settings):
+        stages = _stages(name, settings)
+        if stages and not _in_blocks(name, stages, settings, tensors):
+            found[name] = _site(f"{path}: {name}", name, stages, settings, tensors)
     return found
 
 
-def _site(where: str, name: str, settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]) -> SiteValues | None:
-    """The values of one module; None if its weight is not quantized."""
+def _site(
+    where: str, name: str, stages: list[str], settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
+) -> SiteValues:
+    """The values of one module."""
     quantizer = f"{name}.weight_quantizer"
-    stages = [f"{quantizer}.{i}" for i in range(settings[quantizer].get("num_quantizers", 0))] or [quantizer]
-    if all(settings[stage]["_disabled"] for stage in stages):
-        return None
     if f"{name}.weight" not in tensors:
         raise UserError(where, expected="its weight in the checkpoint", got="none", fix=_FIX)
     weight = tensors[f"{name}.weight"]

@@ -207,6 +207,18 @@ def test_quantizers_of_something_else_are_named(tmp_path: Path) -> None:
     assert unread_quantizers(path) == ("norm.input_quantizer", "attn.q_bmm_quantizer")
 
 
+def test_a_kernel_in_blocks_is_left_out_and_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, torch.ones(4))
+    document = torch.load(path, weights_only=False)
+    state = document["modelopt_state"]["modelopt_state_dict"][0][1]["metadata"]["quantizer_state"]
+    blocks = {**state["a.weight_quantizer"], "_num_bits": 4, "_axis": None, "_block_sizes": {-1: 128, "type": "static"}}
+    state |= {"conv.weight_quantizer": blocks, "conv.input_quantizer": state["a.input_quantizer"]}
+    document["model_state_dict"] |= {"conv.weight": torch.ones(4, 3, 2, 2), "conv.weight_quantizer._amax": torch.ones(24, 1)}
+    torch.save(document, path)
+    assert set(read_modelopt(path)) == {"a"}
+    assert unread_quantizers(path) == ("conv.weight_quantizer", "conv.input_quantizer")
+
+
 def test_two_level_formats_keep_their_global_amax(tmp_path: Path) -> None:
     blocks = {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}
     path = saved(tmp_path, torch.tensor(5.0), _num_bits=(2, 1), _axis=None, _block_sizes=blocks)
