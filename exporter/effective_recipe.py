@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from dexport.errors import UserError
 from dexport.exporter.attention_forms import describe_attention, exact_attention
 from dexport.exporter.modelopt_checkpoint import PARTS, ModeloptCheckpoint, open_modelopt
-from dexport.exporter.options import BuildOptions
+from dexport.exporter.options import BUDGETS, BuildOptions
 from dexport.exporter.quantized_forms import exact, nearest
 from dexport.passes.quantization.recipe import SECTIONS, Recipe, Section, Treatment, WeightSpec
 from dexport.passes.quantization.recipe_file import find_recipe
@@ -65,7 +65,8 @@ def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe |
     """The recipe of a build, None without one.
 
     Raises:
-        UserError: an unknown recipe or section, one that the target cannot do exactly (unless `allow_degrade`), or no checkpoint.
+        UserError: an unknown recipe or section, one that the target cannot do exactly (unless `allow_degrade`), no checkpoint, or a budget
+            for a recipe that leaves nothing to choose.
     """
     checkpoint = None
     if options.modelopt is not None:
@@ -92,10 +93,20 @@ def effective_recipe(options: BuildOptions, target: Target) -> EffectiveRecipe |
         return _changed(section, lambda t: None if t is None else _legal(target, name, t, options.allow_degrade, degraded))
 
     kept = {name: legal(name, section) for name, section in sections.items() if section is not None}
+    _check_budget(options, recipe.name, kept.get("denoiser"))
     if checkpoint is not None:
         allow = options.allow_degrade
         checkpoint = checkpoint.treated(lambda a: _legal(target, "denoiser", a.treatment, allow, degraded, convolution=a.convolution))
     return EffectiveRecipe(replace(recipe, sections=kept), tuple(dict.fromkeys(degraded)), checkpoint)
+
+
+def _check_budget(options: BuildOptions, recipe: str, denoiser: Section | None) -> None:
+    """A budget needs somebody who chooses."""
+    given = [name for name in BUDGETS if getattr(options, name) is not None]
+    if given and (denoiser is None or denoiser.mixed_precision is None):
+        flag = f"--{given[0].replace('_', '-')}"
+        fix = "use vidit-q-mp, or give your recipe mixed_precision: choices"
+        raise UserError(flag, expected="a recipe with mixed precision", got=f"{recipe}, whose layers are all decided", fix=fix)
 
 
 def _checkpoint_recipe(checkpoint: ModeloptCheckpoint) -> Recipe:

@@ -15,7 +15,7 @@ Size = tuple[int, int]
 _QUANTIZING = ("parts", "skip", "statistics", "calibration", "budget_bytes", "average_bits", "budget_ms")
 _NOT_WITH_MODELOPT = ("recipe", "budget_bytes", "average_bits", "budget_ms", "loras")
 _CALIBRATING = ("statistics", "calibration")
-_BUDGETS = ("budget_bytes", "average_bits", "budget_ms")
+BUDGETS = ("budget_bytes", "average_bits", "budget_ms")
 _GUARDING = ("allow_degrade", "repair", "min_psnr", "min_score")
 
 
@@ -106,7 +106,7 @@ class BuildOptions:
     def _check_quantization(self) -> None:
         if self.calibration_size < 1:
             raise UserError("calibration_size", expected="at least 1", got=str(self.calibration_size), fix="32 is usual")
-        budgets = [f"--{name.replace('_', '-')}" for name in _BUDGETS if getattr(self, name) is not None]
+        budgets = [f"--{name.replace('_', '-')}" for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             expected = "one of --budget-bytes, --average-bits and --budget-ms"
             raise UserError("budget", expected=expected, got=" and ".join(budgets), fix="give one of them")
