@@ -31,5 +31,7 @@ def exact_attention(target: Target, spec: AttentionSpec, precision: str) -> Supp
 
 def describe_attention(spec: AttentionSpec) -> str:
     """In a few words: "attention in e4m3, probabilities in e4m3"."""
-    first = f", but for the first {spec.start_tokens} of its tokens" if spec.start_tokens else ""
-    return f"attention{' to text' if spec.keys == 'text' else ''} in {spec.format}, probabilities in {spec.probabilities}{first}"
+    text = " to text" if spec.keys == "text" else ""
+    count = f"first {spec.start_tokens} tokens" if spec.start_tokens > 1 else "first token"
+    but = f", but for its {count}" if spec.start_tokens else ""
+    return f"attention{text} in {spec.format}, probabilities in {spec.probabilities}{but}"

@@ -100,7 +100,8 @@ def check_skips(skip: Sequence[str], split: Split) -> None:
     Raises:
         UserError: which one; names some layers.
     """
-    names = [site.name for graph in split.graphs() for site in (*sites(graph), *attention_sites(graph))]
+    names = [site.name for graph in split.graphs() for site in sites(graph)]
+    names += [site.name for graph in split.graphs() for site in attention_sites(graph)]
     for pattern in skip:
         if not any(matches(pattern, name) for name in names):
             fix = f"layers are named like {', '.join(names[:: max(1, len(names) // 3)][:3])}"

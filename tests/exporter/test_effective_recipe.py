@@ -91,17 +91,25 @@ def test_treatments_in_words() -> None:
     assert describe(None) == "16 bits"
 
 
-DGQ_ATTENTION = "attention to text in int8, probabilities in log2-8, but for the first 1 of its tokens"
+DGQ_ATTENTION = "attention to text in int8, probabilities in log2-8, but for its first token"
 
 
 def test_attention_is_built_where_a_kernel_fuses_it_and_else_refused_or_kept_in_16_bits() -> None:
     found = effective("rtx-4090", recipe="fp8-attention")
     assert found.recipe.sections["denoiser"].attention is not None and not found.degraded
     assert found.lines()[0].endswith("activations; attention in e4m3, probabilities in e4m3")
-    with pytest.raises(UserError, match="attention in e4m3.*attention between fp32 layers is not fused.*--allow-degrade"):
+    with pytest.raises(UserError, match=r"attention in e4m3.*attention between fp32 layers is not fused.*--allow-degrade"):
         effective("rtx-4090", recipe="fp8-attention", precision="fp32")
     with pytest.raises(UserError, match="no kernel multiplies probabilities in log2-8 with values in int8"):
         effective("rtx-4090", recipe="dgq-w4a8")
     found = effective("rtx-4090", recipe="dgq-w4a8", allow_degrade=True)
     assert found.recipe.sections["denoiser"].attention is None
     assert (DGQ_ATTENTION, "attention in 16 bits") in {(d.asked, d.built) for d in found.degraded}
+
+
+@pytest.mark.parametrize("budget", [{"average_bits": 5.0}, {"budget_bytes": 10**6}, {"budget_ms": 3.0}])
+def test_a_budget_for_a_recipe_that_leaves_no_choice(budget: dict[str, Any]) -> None:
+    flag = next(iter(budget)).replace("_", "-")
+    with pytest.raises(UserError, match=f"--{flag}: expected a recipe with mixed precision, got int8, .*; use vidit-q-mp"):
+        effective("rtx-4090", recipe="int8", **budget)
+    assert effective("rtx-4090", recipe="int8", parts={"denoiser": "mixdq-w8a8"}, **budget).recipe.name == "int8"

@@ -97,6 +97,7 @@ def test_the_forms_are_those_that_compilers_know(written: Path) -> None:
         torch.ops.aten.scaled_dot_product_attention.default,
         torch.ops.aten.slice.Tensor,
         torch.ops.aten.silu.default,
+        torch.ops.dexport.quantized_attention.default,
         torch.ops.dexport.quantized_linear.default,
         torch.ops.dexport.quantized_conv.default,
     }
