@@ -170,15 +170,21 @@ class Evaluator(fx.Interpreter):
         self._watch = watch
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Loads a hollow weight; real buffers come from the module."""
+        """Weights are not read yet: captured modules have them all in front. Real buffers come from the module."""
         weight = self._weights.get(target)
-        return weight.load() if weight is not None else super().get_attr(target, args, kwargs)
+        return weight if weight is not None else super().get_attr(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs one node and shows its value to `watch`."""
+        """Reads the weights that a node is the first to need, runs it, and shows what came to `watch`."""
+        for given in n.all_input_nodes:
+            if isinstance(weight := self.env[given], Weight):
+                self.env[given] = self._shown(given, weight.load())
         result = super().run_node(n)
+        return result if isinstance(result, Weight) else self._shown(n, result)
+
+    def _shown(self, node: fx.Node, result: Any) -> Any:
         if self._watch is not None:
-            self._watch(n, result)
+            self._watch(node, result)
         return result
 
 

@@ -60,6 +60,15 @@ def test_weights_are_read_when_a_node_needs_them_and_kept_by_materialise() -> No
     assert len(reads) == len(used)
 
 
+def test_a_weight_is_not_read_before_the_layer_in_front_has_run() -> None:
+    events: list[str] = []
+    graph = _counting(graph_of(Model()), events)
+    run(graph, example([LATENT], 2), lambda node, _: events.append(str(node.target)))
+    read, ran = events.index("second.weight"), events.index("aten.linear.default")
+    assert read > ran
+    assert events.count("first.weight") == 2  # read once, and shown once, though two nodes need it
+
+
 def test_watch_sees_every_value() -> None:
     seen: dict[str, torch.Tensor] = {}
     graph = graph_of(Model())
