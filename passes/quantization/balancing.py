@@ -33,7 +33,8 @@ def multipliers(graph: Graph, treated: Mapping[Site, Treatment], seen: Mapping[s
 
 
 def _multiplier(graph: Graph, members: list[Site], treatment: Treatment, spec: BalanceSpec, seen: SiteStatistics) -> torch.Tensor:
-    stacked = torch.cat([graph.weights[site.weight].load().float() for site in members])
+    loaded = [graph.weights[site.weight].load().float() for site in members]
+    stacked = torch.cat(loaded) if len(loaded) > 1 else loaded[0]
     absmax = seen.absmax.amax(0)
     if spec.method != "search":
         return multiplier(absmax, stacked, spec)

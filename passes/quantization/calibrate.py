@@ -280,7 +280,7 @@ def _histogram(x: torch.Tensor, limit: float) -> torch.Tensor:
     total = torch.zeros(BINS, dtype=torch.int64, device=x.device)
     flat = x.reshape(-1)
     for start in range(0, flat.numel(), _CHUNK):
-        bins = (flat[start : start + _CHUNK] * (BINS / 2 / limit)).floor_().to(torch.int32)
+        bins = (flat[start : start + _CHUNK] * (BINS / 2 / limit)).floor_().to(torch.int16)
         total += torch.bincount(bins.add_(BINS // 2), minlength=BINS)
     return total.cpu()
 

@@ -23,7 +23,7 @@ from dexport.passes.quantization.gptq import gptq
 from dexport.passes.quantization.grouping import channel_groups, token_groups
 from dexport.passes.quantization.groups import outlier_tokens
 from dexport.passes.quantization.parts import RealWeight, Rounding, SharedScales, quantized_part, shared_scales
-from dexport.passes.quantization.recipe import MICRO_FORMATS, ActivationSpec, Treatment, WeightSpec
+from dexport.passes.quantization.recipe import MICRO_FORMATS, ActivationSpec, Treatment
 from dexport.passes.quantization.rotation import hadamard_factors, random_signs, rotate, rotated_weight
 from dexport.passes.quantization.scratch import Scratch
 from dexport.passes.quantization.simulate import simulated_activations
@@ -228,25 +228,23 @@ class _Site:
     def _part(self, weight: RealWeight, channels: tuple[int, ...] | None, shared: SharedScales | None) -> QuantizedPart:
         spec, activations = self._treatment.weights, self._treatment.activations
         assert spec is not None
-        seen = self._seen_after(channels)
-        values = None if activations is None else self._rounded(activations, seen, channels)
-        return quantized_part(weight, spec, values, self._scratch, self._dtype, _rounding(spec, activations, seen), channels, shared)
+        values = None if activations is None else self._rounded(activations, channels)
+        rounding = self._gptq(activations, channels) if spec.rounding == "gptq" else None  # learned rounding starts from the nearest
+        return quantized_part(weight, spec, values, self._scratch, self._dtype, rounding, channels, shared)
 
-    def _rounded(self, spec: ActivationSpec, seen: SiteStatistics | None, channels: tuple[int, ...] | None) -> ActivationValues:
+    def _rounded(self, spec: ActivationSpec, channels: tuple[int, ...] | None) -> ActivationValues:
         """How the activation is rounded; sites that do the same to one value share it, as compilers merge them by that (q, k and v)."""
         key = (self._source, spec, id(self._multiplier), self._treatment.rotate, self._bypass, channels)
         if key not in self._shared:
-            self._shared[key] = activation_values(spec, seen)
+            self._shared[key] = activation_values(spec, self._seen_after(channels))
         return self._shared[key]
 
-
-def _rounding(spec: WeightSpec, activations: ActivationSpec | None, seen: SiteStatistics | None) -> Rounding | None:
-    """GPTQ on the rows that were seen, rounded as the layer will see them; learned rounding starts from the nearest numbers."""
-    if spec.rounding != "gptq":
-        return None
-    assert seen is not None
-    rows = simulated_activations(seen.rows, activations)
-    return lambda weight, grid: gptq(weight, rows, grid)
+    def _gptq(self, activations: ActivationSpec | None, channels: tuple[int, ...] | None) -> Rounding:
+        """GPTQ on the rows that were seen, rounded as the layer will see them."""
+        seen = self._seen_after(channels)
+        assert seen is not None
+        rows = simulated_activations(seen.rows, activations)
+        return lambda weight, grid: gptq(weight, rows, grid)
 
 
 def _transformed(weight: Weight, multiplier: torch.Tensor | None, signs: torch.Tensor | None) -> RealWeight:

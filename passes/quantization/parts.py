@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 
@@ -37,12 +36,18 @@ class RealWeight:
     slow: bool = False
 
 
-@dataclass(frozen=True)
 class SharedScales:
-    """Scales of a whole weight that its parts share; `grid` finds them when they are needed first, and keeps them."""
+    """Scales of a whole weight that its codes and its parts share: found when they are needed first, and kept, as they are few."""
 
-    weight: RealWeight
-    grid: Callable[[], WeightGrid]
+    def __init__(self, weight: RealWeight, spec: WeightSpec, dtype: torch.dtype) -> None:
+        self.weight, self._spec, self._dtype = weight, spec, dtype
+        self._found: WeightGrid | None = None
+
+    def grid(self, real: torch.Tensor | None = None) -> WeightGrid:
+        """The scales; `real` is the weight, where it has been read already."""
+        if self._found is None:
+            self._found = _grid(self.weight.read() if real is None else real, self._spec, self._dtype)
+        return self._found
 
 
 def quantized_part(
@@ -65,11 +70,12 @@ def quantized_part(
     """
     if channels is not None:
         weight = _picked(weight, channels)
-    scaled = weight if shared is None else shared.weight
+    scales = shared or shared_scales(weight, spec, dtype)
+    scaled = weight if scales is None else scales.weight
 
     def grid(real: torch.Tensor | None = None) -> WeightGrid:
-        if shared is not None:
-            return shared.grid()
+        if scales is not None:
+            return scales.grid(real if scaled is weight else None)
         return _grid(weight.read() if real is None else real, spec, dtype)
 
     def quantized() -> QuantizedWeight:
@@ -86,7 +92,7 @@ def quantized_part(
 
 def shared_scales(weight: RealWeight, spec: WeightSpec, dtype: torch.dtype) -> SharedScales | None:
     """The scales of a weight for its parts to share; None where they stand in blocks, which parts do not keep together."""
-    return None if spec.block else SharedScales(weight, cache(lambda: _grid(weight.read(), spec, dtype)))
+    return None if spec.block else SharedScales(weight, spec, dtype)
 
 
 def _grid(real: torch.Tensor, spec: WeightSpec, dtype: torch.dtype) -> WeightGrid:

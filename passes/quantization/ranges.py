@@ -123,8 +123,7 @@ def _groups(weight: torch.Tensor, granularity: str) -> tuple[torch.Tensor, tuple
 
 def _scale(groups: torch.Tensor, number: Format, range: str) -> torch.Tensor:
     """[G, n] -> [G]."""
-    magnitude = groups.abs()
-    largest = magnitude.amax(1)
+    largest = torch.maximum(groups.amax(1), -groups.amin(1))
     full = positive(largest / number.largest)
     if range == "minmax":
         return full
@@ -136,7 +135,7 @@ def _scale(groups: torch.Tensor, number: Format, range: str) -> torch.Tensor:
     if part is None:
         raise ValueError(f"'{range}': expected minmax, mse, percentile-P or float-search")
     rank = max(1, math.ceil(part * groups.shape[1] - 1e-9))
-    return positive(magnitude.kthvalue(rank, 1).values / number.largest)
+    return positive(groups.abs().kthvalue(rank, 1).values / number.largest)
 
 
 def _least_error(groups: torch.Tensor, full: torch.Tensor, number: Format, shrinks: Sequence[float], power: float) -> torch.Tensor:
