@@ -117,6 +117,8 @@ def dexport(folder: Path) -> dict[str, float]:
     state: dict[str, Any] = {}
 
     def opened() -> None:
+        import dexport.exporter.calibration
+        import dexport.exporter.quantizer  # noqa: F401
         from dexport.exporter.options import BuildOptions
         from dexport.exporter.torch_pipeline import open_torch_pipeline
 
