@@ -4,7 +4,8 @@
 
 In the order of `SiteValues`: leading tokens may bypass, channels are multiplied, rotated, perhaps split into groups with a scale of their
 own (whose products are summed), and a low-rank branch is added. The bias belongs to the first part. Sites that read one value with the
-same multiplier and signs share the products. Nodes carry their site in `meta["site"]`.
+same multiplier and signs share the products; the multiplier goes into an adaptive layer norm in front (modulation.py). Nodes carry their
+site in `meta["site"]`.
 
 Scales of a step table come in through one more input, `step_values_quantization` [1, K]; the rows for the calibrated steps are returned.
 """
@@ -19,6 +20,7 @@ import torch
 from torch import fx
 
 from dexport.passes.graph import Graph, Kind, Port, Weight, call_node, copied_nodes, hollow, value, with_attributes
+from dexport.passes.quantization.modulation import modulation
 from dexport.passes.quantization.rotation import rotation_nodes
 from dexport.passes.quantization.sites import Site, sites
 from dexport.passes.quantization.step_table import QUANTIZATION_VALUES
@@ -44,7 +46,7 @@ def quantize(graph: Graph, values: Mapping[str, SiteValues]) -> Quantized:
         KeyError: a name is no site of the graph.
     """
     known = {site.name: site for site in sites(graph)}
-    rewriter = _Rewriter(graph, _table_columns(values))
+    rewriter = _Rewriter(graph, _table_columns(values), {known[name].node: found for name, found in values.items() if name in known})
     if unknown := values.keys() - known.keys():
         raise KeyError(sorted(unknown)[0])
     for name, site in known.items():  # in graph order: what sites share stands in front of the first
@@ -66,8 +68,8 @@ def _table_columns(values: Mapping[str, SiteValues]) -> list[torch.Tensor]:
 class _Rewriter:
     """The node list being edited and what was made on the way."""
 
-    def __init__(self, graph: Graph, columns: list[torch.Tensor]) -> None:
-        self._graph, self._columns = graph, columns
+    def __init__(self, graph: Graph, columns: list[torch.Tensor], decided: Mapping[str, SiteValues]) -> None:
+        self._graph, self._columns, self._decided = graph, columns, decided
         self._nodes = copied_nodes(graph.module)
         self._by_name = {n.name: n for n in self._nodes.nodes}
         self._new: dict[str, torch.Tensor] = {}
@@ -138,7 +140,20 @@ class _Rewriter:
         return x if decided.signs is None else self._rotated(site, x, decided.signs)
 
     def _multiplied(self, site: Site, x: fx.Node, m: torch.Tensor) -> fx.Node:
-        return self._once((x, id(m)), lambda: self._call(aten.mul.Tensor, x, self._real(f"{site.name}.multiplier", m, x)))
+        def write() -> fx.Node:
+            factor = self._real(f"{site.name}.multiplier", m, x)
+            found = modulation(x) if self._only_multiplied(x, m) else None
+            if found is None:
+                return self._call(aten.mul.Tensor, x, factor)
+            scale, shift = (self._call(aten.mul.Tensor, row, factor) for row in (found.scale, found.shift))
+            return self._call(aten.add.Tensor, self._call(aten.mul.Tensor, found.normal, scale), shift)
+
+        return self._once((x, id(m)), write)
+
+    def _only_multiplied(self, x: fx.Node, m: torch.Tensor) -> bool:
+        """Whether every reader of x wants it times m."""
+        readers = [self._decided.get(user.name) for user in x.users]
+        return all(found is not None and found.multiplier is m and not found.bypass for found in readers)
 
     def _rotated(self, site: Site, x: fx.Node, signs: torch.Tensor) -> fx.Node:
         def write() -> fx.Node:
