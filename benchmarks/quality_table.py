@@ -18,9 +18,9 @@ PAGE = Path(__file__).parent / "quality.md"
 _HEAD = """# What recipes make of the pictures
 
 The reference pipeline `examples/shapes-t2i`, 20 steps, guidance 4.0, every row at the same seeds as the unquantized model.
-PSNR and SSIM over 64 pictures (median, 10th percentile); cosine of the last latent (median); the detector's score over 512
-pictures with the paired bootstrap's 95 % interval of its difference to the unquantized model (0.9928). Bits per weight are over
-the linears that are quantized, scales and branches counted: a branch of rank 32 weighs much beside layers of 192 inputs.
+PSNR and SSIM over 64 pictures (median, 10th percentile); cosine of the last latent (median); the detector's score over 512 pictures,
+or as many as it says, with the paired bootstrap's 95 % interval of its difference to the unquantized model (0.9928). Bits per weight
+are over the linears that are quantized, scales and branches counted: a branch of rank 32 weighs much beside layers of 192 inputs.
 Peers quantize the same layers, calibrated on the same 32 prompts. Made by `recipes.py` and `peers.py`; figures in `results/`.
 """
 _MIXED = """## Mixed against uniform precision at the same bytes
@@ -29,6 +29,7 @@ INT4 weights in blocks of one size for all layers, beside `vidit-q-mp`, which gi
 median PSNR, and the mean of the paired difference over 64 pictures with its bootstrap's 95 % interval.
 """
 _PAIRS = (("uniform blocks of 24", "mixed, 4.67 bits"), ("uniform blocks of 16", "mixed, 5.00 bits"))
+_SCORED = 512
 _COLUMNS = ("bits", "PSNR", "p10", "SSIM", "p10", "cosine", "score", "difference")
 
 
@@ -68,7 +69,7 @@ def _line(name: str, row: dict[str, Any]) -> str:
         f"{row['ssim']:.4f}",
         f"{row['ssim p10']:.4f}",
         f"{row['cosine']:.4f}",
-        f"{row['score']:.4f}",
+        f"{row['score']:.4f}" + ("" if row["pictures"] == _SCORED else f" of {row['pictures']}"),
         f"[{row['low']:+.4f}, {row['high']:+.4f}]",
     )
     return f"| {row[name]} | " + " | ".join(figures) + " |"
