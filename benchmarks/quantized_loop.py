@@ -12,9 +12,9 @@ Contenders, in turn in one process for time, each in a process of its own for me
     nncf         the plain export in OpenVINO, quantized by NNCF with its transformer preset on 20 calls of a denoising loop
     ort dynamic  the plain export, quantized by onnxruntime.quantization.quantize_dynamic
 
-Measured so far on two cores with AVX2 only (results/quantized_loop.json), where int8 saturates and our runtime avoids it: int8 is as fast as
-our fp32, 0.80 of NNCF's time and 1.14 of ONNX Runtime's. What VNNI or AMX gives has not been measured. Memory is that of a whole process: ours
-holds text encoder and decoder too, the peers' the denoiser alone.
+Measured so far on two cores with AVX2 only (results/quantized_loop.json), where int8 saturates and our runtime avoids it: int8 is as fast
+as our fp32, 0.80 of NNCF's time and 1.14 of ONNX Runtime's. What VNNI or AMX gives has not been measured. Memory is that of a whole
+process: ours holds text encoder and decoder too, the peers' the denoiser alone.
 """
 
 from __future__ import annotations
