@@ -19,8 +19,8 @@ _HEAD = """# What recipes make of the pictures
 
 The reference pipeline `examples/shapes-t2i`, 20 steps, guidance 4.0, every row at the same seeds as the unquantized model.
 PSNR and SSIM over 64 pictures (median, 10th percentile); cosine of the last latent (median); the detector's score over 512 pictures,
-or as many as it says, with the paired bootstrap's 95 % interval of its difference to the unquantized model (0.9928). Bits per weight
-are over the linears that are quantized, scales and branches counted: a branch of rank 32 weighs much beside layers of 192 inputs.
+or as many as it says, with the paired bootstrap's 95 % interval of its difference to the unquantized model (0.9928 over 512). Bits
+per weight are over the linears that are quantized, scales and branches counted: a branch of rank 32 is much beside layers of 192 inputs.
 Peers quantize the same layers, calibrated on the same 32 prompts. Made by `recipes.py` and `peers.py`; figures in `results/`.
 """
 _MIXED = """## Mixed against uniform precision at the same bytes
