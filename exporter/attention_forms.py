@@ -24,9 +24,10 @@ def exact_attention(target: Target, spec: AttentionSpec, precision: str) -> Supp
     """
     if not (spec.format == spec.probabilities == _FORMAT) or spec.start_tokens:
         return Support(False, f"no kernel multiplies probabilities in {spec.probabilities} with values in {spec.format}")
-    if precision == "fp32":
+    answer = target.supports("fp8")
+    if answer and precision == "fp32":
         return Support(False, "attention between fp32 layers is not fused")
-    return target.supports("fp8")
+    return answer
 
 
 def describe_attention(spec: AttentionSpec) -> str:

@@ -21,7 +21,7 @@ DGQ = AttentionSpec(format="int8", probabilities="log2-8", keys="text", start_to
         ("rtx-4090", "fp32", "not fused"),
         ("rtx-3090", "fp16", "fp8 needs SM 8.9"),
         ("jetson-orin@jetpack-6.2", "fp16", "fp8 needs SM 8.9"),
-        ("cpu", "fp32", "not fused"),
+        ("cpu", "fp32", "no processor has fp8 arithmetic that OpenVINO uses"),
         ("onnxruntime-cuda", "fp16", "does not fuse fp8"),
     ],
 )
