@@ -1,0 +1,16 @@
+#include "error.h"
+
+namespace dexport {
+
+Error::Error(Code code, const std::string& where, const std::string& expected, const std::string& got, const std::string& fix)
+    : std::runtime_error(where + ": expected " + expected + ", got " + got + "; " + fix), code_(code) {}
+
+Error user_error(const std::string& where, const std::string& expected, const std::string& got, const std::string& fix) {
+    return {Code::user, where, expected, got, fix};
+}
+
+Error failure(const std::string& where, const std::string& expected, const std::string& got, const std::string& fix) {
+    return {Code::failure, where, expected, got, fix};
+}
+
+}  // namespace dexport

@@ -1,0 +1,14 @@
+#include <doctest/doctest.h>
+
+#include <string>
+
+#include "error.h"
+
+using namespace dexport;
+
+TEST_CASE("an error is one line that says where, what was expected, what came and what to do") {
+    const Error error = user_error("a.dxb", "a bundle", "nothing there", "check the path");
+    CHECK(std::string(error.what()) == "a.dxb: expected a bundle, got nothing there; check the path");
+    CHECK(error.code() == Code::user);
+    CHECK(failure("a", "b", "c", "d").code() == Code::failure);
+}
