@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from dexport.errors import UserError
 from dexport.exporter.build_recipe import apply_recipe
 from dexport.exporter.build_report import with_report
-from dexport.exporter.bundle import BundleWriter
 from dexport.exporter.emit import Emitter, Ranges
 from dexport.exporter.golden import fits, golden_of
 from dexport.exporter.options import BuildOptions, Size
@@ -29,13 +28,12 @@ from dexport.exporter.split import Split, split_pipeline
 from dexport.exporter.text import tokenizer_json
 from dexport.exporter.torch_pipeline import request_entries, text_entries
 from dexport.passes.graph import Graph
-from dexport.runtime.bundle import open_bundle
+from dexport.runtime.bundle_writer import BundleWriter, trust_own_code
 from dexport.runtime.manifest import Golden, Guidance, JsonObject, Manifest, Model, ProgramEntry
 from dexport.runtime.program import Program, program_to_json
 from dexport.runtime.program_check import check_program
 from dexport.runtime.request import Asked, request_buffers
 from dexport.runtime.text import tokenize
-from dexport.runtime.trust import default_trust_file, trust
 
 Report = Callable[[str, float | None], None]
 """Called with the stage, and the fraction of the whole build that is done (None if unknown)."""
@@ -79,17 +77,9 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
             manifest = with_report(manifest, decided, before[0], quantized, programs[0][1], writer.directory)
         report("pack", 0.95)
         path = writer.finish(manifest)
-    _trust_own_code(path)
+    trust_own_code(path)
     report("done", 1.0)
     return path
-
-
-def _trust_own_code(path: Path) -> None:
-    """Engines that were built here may run here."""
-    manifest = open_bundle(path, verify="sizes").manifest
-    own = {manifest.files[file].sha256: f"{path.name}: {file}" for file in sorted(manifest.native_files())}
-    if own:
-        trust(own, default_trust_file())
 
 
 def _emit(decided: Plan, split: Split, emitter: Emitter, *, first: bool, report: Report) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from dexport.exporter.engines.jetson import InputRange, KitComponent, write_kit
-from dexport.exporter.engines.openvino import ir_from_onnx
 from dexport.exporter.engines.tensorrt_rtx import build_engine
 from dexport.exporter.external_data import WeightFile
 from dexport.exporter.onnx import OnnxFile, onnx_from_graph
 from dexport.exporter.options import Size
 from dexport.passes.graph import BATCH, STEPS, Dim, Graph
+from dexport.runtime.builders.openvino import ir_from_onnx
 from dexport.runtime.manifest import Component, Port, Variant
 from dexport.targets.target import Target
 

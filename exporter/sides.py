@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from dexport.errors import UserError
-from dexport.exporter.bundle import ARCHIVE_SUFFIX
 from dexport.exporter.golden import fits
 from dexport.exporter.options import BuildOptions, Size
 from dexport.exporter.plan import Plan, plan
 from dexport.exporter.torch_pipeline import Run, open_torch_pipeline
 from dexport.runtime.bundle import open_bundle
+from dexport.runtime.bundle_writer import ARCHIVE_SUFFIX
 from dexport.runtime.manifest import MANIFEST_NAME, Manifest
 from dexport.runtime.pipeline import Pipeline, load
 

@@ -34,7 +34,7 @@ TESTED_ELSEWHERE = {
     "dexport/errors.py": "dexport/test_cli.py",
     "dexport/running.py": "dexport/test_commands.py",
     # Engines and what makes them are exercised by whole bundles.
-    "exporter/engines/openvino.py": "runtime/backends/test_openvino.py",
+    "runtime/builders/openvino.py": "runtime/backends/test_openvino.py",
     "runtime/pipeline.py": "exporter/test_build.py",
     "exporter/engines/jetson_scripts.py": "exporter/engines/test_jetson.py",
     # Shared parts of families, tested through each family that uses them.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dexport.errors import UserError
-from dexport.exporter.bundle import BundleWriter
 from dexport.exporter.quality import quality_to_json
 from dexport.exporter.report.data import Remark, ReportData, Sensitivity, SiteBits
 from dexport.exporter.report.page import JSON_NAME, PAGE_NAME, write_report
 from dexport.runtime.bundle import Bundle, open_bundle
+from dexport.runtime.bundle_writer import BundleWriter, copy_file
 from dexport.runtime.strict_json import parse_json
 
 FOLDER = "report"
@@ -50,22 +49,10 @@ def attach_report(path: Path, data: ReportData) -> None:
     packed = not path.is_dir()
     with BundleWriter(path, needed_bytes=sum(bundle.manifest.files[relative].bytes for relative in kept) if packed else 0) as writer:
         for relative in kept:
-            _copy(bundle, relative, writer.directory / relative, link=not packed)
+            copy_file(bundle, relative, writer.directory / relative, link=not packed)  # the old folder goes when the new one takes its name
         write_report(data, writer.directory / FOLDER)
         quality = bundle.manifest.quality if data.quality is None else quality_to_json(data.quality)
         writer.finish(replace(bundle.manifest, quality=quality, report=f"{FOLDER}/{PAGE_NAME}"))
-
-
-def _copy(bundle: Bundle, relative: str, target: Path, *, link: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if link:
-        try:
-            os.link(bundle.extents[relative].file, target)  # the old folder goes when the new one takes its name
-            return
-        except OSError:  # a file system without hard links
-            pass
-    with target.open("xb") as file:
-        file.write(bundle.map(relative).data)
 
 
 def _of_the_build(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dexport.cli import main
-from dexport.exporter.bundle import BundleWriter
+from dexport.runtime.bundle_writer import BundleWriter
 from tests.pipelines import edit_config
 
 TEXT = Path("text_encoder") / "model.safetensors"

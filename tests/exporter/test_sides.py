@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dexport.errors import UserError
-from dexport.exporter.bundle import BundleWriter
 from dexport.exporter.quality import latent_snr, picture_psnr
 from dexport.exporter.sides import BundleSide, ModelSide, open_side
+from dexport.runtime.bundle_writer import BundleWriter
 from tests.runtime.sample_bundle import sample_files, sample_manifest
 
 PROMPTS, SEEDS = ["a small red circle", "a blue square", "a green ring"], [5, 6, 7]

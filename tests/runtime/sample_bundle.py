@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from safetensors.numpy import save
 
-from dexport.exporter.bundle import BundleWriter
+from dexport.runtime.bundle_writer import BundleWriter
 from dexport.runtime.manifest import (
     Component,
     FileEntry,

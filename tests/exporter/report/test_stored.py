@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from dexport.errors import UserError
-from dexport.exporter.bundle import BundleWriter
 from dexport.exporter.quality import quality_to_json
 from dexport.exporter.report.data import ReportData, report_to_json
 from dexport.exporter.report.page import report_page
 from dexport.exporter.report.stored import attach_report, with_stored
 from dexport.runtime.bundle import open_bundle
+from dexport.runtime.bundle_writer import BundleWriter
 from tests.exporter.report.samples import full
 from tests.runtime.sample_bundle import sample_files, sample_manifest, write_sample
 

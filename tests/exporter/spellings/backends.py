@@ -11,12 +11,12 @@ import onnx
 import onnxruntime
 import torch
 
-from dexport.exporter.engines.openvino import ir_from_onnx
 from dexport.exporter.external_data import WeightFile
 from dexport.exporter.onnx import onnx_from_graph
 from dexport.passes.graph import Graph
 from dexport.runtime.backends.onnxruntime import OnnxRuntimeEngine, session_entries
 from dexport.runtime.backends.openvino import OpenVinoEngine
+from dexport.runtime.builders.openvino import ir_from_onnx
 from dexport.targets.formats import Backend
 
 PROCESSORS: tuple[Backend, ...] = ("onnxruntime-cpu", "openvino")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dexport.exporter.engines.openvino import ir_from_onnx
 from dexport.passes.graph import Graph, run
+from dexport.runtime.builders.openvino import ir_from_onnx
 from tests.exporter.spellings.backends import PROCESSORS, engine_of, onnxruntime_nodes, openvino_nodes, written
 from tests.exporter.spellings.quantized_graphs import INPUTS, OUTPUTS, Form, example_of_forms, graph_of_forms
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from dexport.errors import Failure, UserError
-from dexport.exporter.engines.openvino import ir_from_onnx
 from dexport.runtime.backends.openvino import OpenVinoEngine
+from dexport.runtime.builders.openvino import ir_from_onnx
 
 _MODEL = """<ir_version: 10, opset_import: ["" : 20]> g (float[batch, 3] x, float[batch, 3] z) => (float[batch, 3] y, float[batch, 3] twice)
 <float[3] w = {1, 2, 3}> {

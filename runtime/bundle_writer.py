@@ -32,8 +32,9 @@ from types import TracebackType
 
 from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.archive import ALIGNMENT, list_folder
-from dexport.runtime.bundle import open_bundle
+from dexport.runtime.bundle import Bundle, open_bundle
 from dexport.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, manifest_to_json
+from dexport.runtime.trust import default_trust_file, trust
 
 ARCHIVE_SUFFIX = ".dxb"
 _CHUNK_BYTES = 1 << 20
@@ -127,6 +128,33 @@ class BundleWriter:
     def _remove(self) -> None:
         shutil.rmtree(self._temporary, ignore_errors=True)
         os.close(self._lock)
+
+
+def trust_own_code(path: Path) -> None:
+    """Adds a bundle's machine code to what the user trusts: to be called where it has just been compiled, and nowhere else."""
+    manifest = open_bundle(path, verify="sizes").manifest
+    own = {manifest.files[file].sha256: f"{path.name}: {file}" for file in sorted(manifest.native_files())}
+    if own:
+        trust(own, default_trust_file())
+
+
+def copy_file(bundle: Bundle, relative: str, target: Path, *, link: bool = False) -> None:
+    """Puts a file of a bundle at `target`, which must not exist; with `link` as a hard link where that is possible.
+
+    Raises:
+        UserError: no such file, or machine code that the user does not trust.
+        Failure: the bundle has changed since it was opened.
+        OSError: the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if link and bundle.path.is_dir():
+        try:
+            os.link(bundle.file(relative), target)
+            return
+        except OSError:  # a file system without hard links
+            pass
+    with target.open("xb") as file:
+        file.write(bundle.map(relative).data)
 
 
 def _check_output(out: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dexport.errors import Failure, UserError
-from dexport.exporter.bundle import BundleWriter
 from dexport.runtime.bundle import open_bundle
+from dexport.runtime.bundle_writer import BundleWriter
 from dexport.runtime.manifest import MANIFEST_NAME, Component, Manifest, Model, Variant
 from tests.runtime.small_disk import run_on_small_disk
 
@@ -218,8 +218,8 @@ _FILL_THE_DISK = """
     import sys
     from pathlib import Path
     from dexport.errors import Failure
-    from dexport.exporter.bundle import BundleWriter
-    from tests.exporter.test_bundle import _fill, _manifest
+    from dexport.runtime.bundle_writer import BundleWriter
+    from tests.runtime.test_bundle_writer import _fill, _manifest
 
     def compile_weights(path, size):
         try:
@@ -259,7 +259,7 @@ def test_a_really_full_disk(tmp_path: Path, name: str, kilobytes: int, who: str,
 _KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from dexport.exporter.bundle import BundleWriter
+    from dexport.runtime.bundle_writer import BundleWriter
 
     with BundleWriter(Path(sys.argv[1])) as writer:
         (writer.directory / "weights.bin").write_bytes(bytes(1000))
