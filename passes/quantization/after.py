@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from dexport.passes.quantization.statistics import BINS, SiteStatistics
+from dexport.passes.quantization.statistics import SiteStatistics, histogram
 
 
 def after(
@@ -47,8 +47,8 @@ def after(
         token_low, token_high = token_low[:, bypass:], token_high[:, bypass:]
         if multiplier is None and mix is None and channels is None:
             low, high = low.clamp(min=token_low.amin(1, keepdim=True)), high.clamp(max=token_high.amax(1, keepdim=True))
-    histogram, limit = _histograms(rows, seen.row_steps, low, high)
-    changed = replace(seen, minimum=low, maximum=high, mean=mean, square=square, histogram=histogram, limit=limit, rows=rows)
+    counts, limit = _histograms(rows, seen.row_steps, low, high)
+    changed = replace(seen, minimum=low, maximum=high, mean=mean, square=square, histogram=counts, limit=limit, rows=rows)
     tokens_hold = multiplier is None and mix is None and channels is None
     return replace(changed, token_minimum=token_low if tokens_hold else None, token_maximum=token_high if tokens_hold else None)
 
@@ -67,11 +67,13 @@ def _per_step(rows: torch.Tensor, steps: torch.Tensor, count: int) -> tuple[torc
 
 
 def _histograms(rows: torch.Tensor, steps: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts [T, B] of the rows' values, over limits [T] that are the next powers of two."""
+    """Counts [T, B] of the rows' values, over limits [T] that are the next powers of two above all magnitudes."""
     largest = torch.maximum(high, -low).amax(1).clamp(min=2.0**-20)
-    limits = torch.exp2(torch.ceil(torch.log2(largest)))
+    limits = torch.exp2(torch.floor(torch.log2(largest)) + 1)
     counts = []
-    for k, limit in enumerate(limits):
-        chosen = rows[steps == k] if bool((steps == k).any()) else rows
-        counts.append(torch.histc(chosen.float(), BINS, -float(limit), float(limit)).long())
+    for k, limit in enumerate(limits.tolist()):
+        own = steps == k
+        chosen = rows[own] if bool(own.any()) else rows
+        inside = chosen.abs() < limit  # rows of tokens that bypass, and of other steps, may lie beyond
+        counts.append(histogram(chosen if bool(inside.all()) else chosen[inside], limit))
     return torch.stack(counts), limits

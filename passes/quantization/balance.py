@@ -53,23 +53,24 @@ class BalanceSearch:
 
 def input_span(weight: torch.Tensor) -> torch.Tensor:
     """Largest magnitude of every input channel of a weight [O, I, ...], float32 [I]."""
-    return weight.float().abs().transpose(0, 1).flatten(1).amax(1)
+    real = weight.float()
+    others = [axis for axis in range(real.dim()) if axis != 1]
+    return torch.maximum(real.amax(others), -real.amin(others))
 
 
-def multiplier(absmax: torch.Tensor, weight: torch.Tensor, spec: BalanceSpec) -> torch.Tensor:
+def multiplier(absmax: torch.Tensor, span: torch.Tensor, spec: BalanceSpec) -> torch.Tensor:
     """m of "smoothquant" and "vidit-q", float32 [I].
 
     Args:
-        absmax: largest magnitude of every input channel, [I].
-        weight: [O, I, ...]; of sites that share an input, their weights stacked along O.
+        absmax, span: largest magnitudes of activations and weights, [I]; for sites that share an input, of all their weights.
 
     Raises:
         ValueError: another method.
     """
     if spec.method == "smoothquant":
-        return by_exponents(absmax, input_span(weight), spec.alpha, 1 - spec.alpha)
+        return by_exponents(absmax, span, spec.alpha, 1 - spec.alpha)
     if spec.method == "vidit-q":
-        return by_exponents(absmax, input_span(weight), 1 - spec.alpha, spec.alpha)
+        return by_exponents(absmax, span, 1 - spec.alpha, spec.alpha)
     raise ValueError(f"'{spec.method}' has no formula; expected smoothquant or vidit-q")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from dexport.passes.graph import Graph
-from dexport.passes.quantization.balance import QuantizedOutput, multiplier, search
+from dexport.passes.quantization.balance import QuantizedOutput, input_span, multiplier, search
 from dexport.passes.quantization.low_rank import low_rank_split
 from dexport.passes.quantization.recipe import BalanceSpec, Treatment
 from dexport.passes.quantization.simulate import simulated_activations, simulated_weight
@@ -33,12 +33,11 @@ def multipliers(graph: Graph, treated: Mapping[Site, Treatment], seen: Mapping[s
 
 
 def _multiplier(graph: Graph, members: list[Site], treatment: Treatment, spec: BalanceSpec, seen: SiteStatistics) -> torch.Tensor:
-    loaded = [graph.weights[site.weight].load().float() for site in members]
-    stacked = torch.cat(loaded) if len(loaded) > 1 else loaded[0]
+    weights = (graph.weights[site.weight].load().float() for site in members)
     absmax = seen.absmax.amax(0)
     if spec.method != "search":
-        return multiplier(absmax, stacked, spec)
-    return search(absmax, stacked, seen.rows, quantized_output(treatment)).multiplier
+        return multiplier(absmax, torch.stack([input_span(weight) for weight in weights]).amax(0), spec)
+    return search(absmax, torch.cat(list(weights)), seen.rows, quantized_output(treatment)).multiplier
 
 
 def quantized_output(treatment: Treatment) -> QuantizedOutput:

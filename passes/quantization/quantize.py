@@ -116,13 +116,14 @@ class _Rewriter:
         for number, part in enumerate(decided.parts):
             name = f"{site.name}.{number}"
             picked = self._picked(name, x, part.channels, value(x).dim() - 1)
-            piece = self._quantized_linear(name, picked, part, bias if number == 0 else None)
+            piece = self._quantized_linear(name, picked, part, bias if number == 0 else None, None if decided.bypass else node)
             piece.meta["site"] = site.name
-            result = piece if result is None else self._call(aten.add.Tensor, result, piece)
+            result = piece if result is None else self._like(result, aten.add.Tensor, result, piece)
         assert result is not None
         if decided.branch is not None:
             down, up = (self._wide(self._weight(f"{site.name}.{n}", w), x) for n, w in zip(("down", "up"), decided.branch))
-            result = self._call(aten.add.Tensor, result, self._call(aten.linear.default, self._call(aten.linear.default, x, down), up))
+            side = self._like(result, aten.linear.default, self._call(aten.linear.default, x, down), up)
+            result = self._like(result, aten.add.Tensor, result, side)
         return result if head is None else self._call(aten.cat.default, [head, result], 1)
 
     def _wide(self, weight: fx.Node, x: fx.Node) -> fx.Node:
@@ -144,11 +145,15 @@ class _Rewriter:
             factor = self._real(f"{site.name}.multiplier", m, x)
             found = modulation(x) if self._only_multiplied(x, m) else None
             if found is None:
-                return self._call(aten.mul.Tensor, x, factor)
-            scale, shift = (self._call(aten.mul.Tensor, row, factor) for row in (found.scale, found.shift))
-            return self._call(aten.add.Tensor, self._call(aten.mul.Tensor, found.normal, scale), shift)
+                return self._like(x, aten.mul.Tensor, x, factor)
+            scale, shift = (self._multiplied_row(row, factor) for row in (found.scale, found.shift))
+            return self._like(x, aten.add.Tensor, self._like(x, aten.mul.Tensor, found.normal, scale), shift)
 
         return self._once((x, id(m)), write)
+
+    def _multiplied_row(self, row: fx.Node, factor: fx.Node) -> fx.Node:
+        same = value(row).shape[-1] == len(value(factor))
+        return self._like(row, aten.mul.Tensor, row, factor) if same else self._call(aten.mul.Tensor, row, factor)
 
     def _only_multiplied(self, x: fx.Node, m: torch.Tensor) -> bool:
         """Whether every reader of x wants it times m."""
@@ -175,13 +180,14 @@ class _Rewriter:
 
         return self._once((x, channels), select)
 
-    def _quantized_linear(self, name: str, x: fx.Node, part: QuantizedPart, bias: Any) -> fx.Node:
+    def _quantized_linear(self, name: str, x: fx.Node, part: QuantizedPart, bias: Any, like: fx.Node | None) -> fx.Node:
         codes, scale, coarse = self._codes(name, part)
         a = part.activations or ActivationValues("", "none")
         scaled = self._activation(f"{name}.activation_scale", a.scale, a.mode, x, tokens=True)
         centre = self._activation(f"{name}.centre", a.centre, a.mode, x, tokens=False)
         operation = torch.ops.dexport.quantized_linear.default
-        return self._call(operation, x, codes, scale, coarse, bias, scaled, centre, part.format, a.format, a.mode, a.block, a.micro)
+        arguments = (x, codes, scale, coarse, bias, scaled, centre, part.format, a.format, a.mode, a.block, a.micro)
+        return self._call(operation, *arguments) if like is None else self._like(like, operation, *arguments)
 
     def _conv(self, site: Site, node: fx.Node, decided: SiteValues) -> fx.Node:
         spatial = len(site.shape) - 2
@@ -196,7 +202,7 @@ class _Rewriter:
             picked = self._picked(name, x, part.channels, 1)
             piece = self._quantized_conv(name, picked, part, bias if number == 0 else None, sizes, groups)
             piece.meta["site"] = site.name
-            result = piece if result is None else self._call(aten.add.Tensor, result, piece)
+            result = piece if result is None else self._like(result, aten.add.Tensor, result, piece)
         assert result is not None
         return result
 
@@ -256,6 +262,12 @@ class _Rewriter:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+    def _like(self, like: fx.Node, target: Callable[..., Any], *arguments: Any) -> fx.Node:
+        """A call whose value has the shape and dtype of another node's: running the operation on symbolic sizes only to know costs more."""
+        node = self._nodes.call_function(target, arguments)
+        node.meta["val"] = value(like)
+        return node
 
     def _call(self, target: Callable[..., Any], *arguments: Any, **options: Any) -> fx.Node:
         if options:

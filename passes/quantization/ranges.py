@@ -47,7 +47,7 @@ def weight_scale(weight: torch.Tensor, number: Format, granularity: str, range: 
         ValueError: I is no multiple of N, the weight of "block-N" has a kernel, or an unknown granularity or range.
     """
     groups, shape = _groups(weight.float(), granularity)
-    pieces = torch.split(groups, max(1, _PIECE // groups.shape[1]))
+    pieces = [groups] if range == "minmax" else torch.split(groups, max(1, _PIECE // groups.shape[1]))
     return torch.cat([_scale(piece, number, range) for piece in pieces]).reshape(shape)
 
 

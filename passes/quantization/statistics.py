@@ -58,6 +58,12 @@ class SiteStatistics:
         return torch.maximum(self.maximum, -self.minimum)
 
 
+def histogram(x: torch.Tensor, limit: float) -> torch.Tensor:
+    """How many numbers of x, all of them smaller in magnitude than `limit`, are in each bin: int64 [B], evenly over [-limit, limit)."""
+    bins = (x.reshape(-1).float() * (BINS / 2 / limit)).floor_().to(torch.int16)
+    return torch.bincount(bins.add_(BINS // 2), minlength=BINS)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The steps that were calibrated: `timesteps` and `sigmas` have one entry per call of the denoiser."""

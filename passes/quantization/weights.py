@@ -27,6 +27,8 @@ from dexport.plugins.quantized_linear.reference import dequantized
 _E4M3_LARGEST = 448.0
 _KEPT_BITS = 16
 """Bits of a weight that is not quantized, and of the factors of a low-rank branch."""
+_PIECE = 2**18
+"""Numbers that are encoded at once: they stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def quantize_weight(weight: torch.Tensor, spec: WeightSpec) -> QuantizedWeight:
 def encode(weight: torch.Tensor, grid: WeightGrid) -> QuantizedWeight:
     """The codes of the numbers of the grid that are nearest to a weight [O, I, ...]."""
     number = grid.number
-    outputs = max(1, 2**22 // max(1, weight[0].numel()))
+    outputs = max(1, _PIECE // max(1, weight[0].numel()))
     steps = grid.steps(weight.shape[1]).expand(weight.shape[0], *[-1] * (weight.dim() - 1))
     codes = [number.encode(number.round(w.float() / s)) for w, s in zip(torch.split(weight, outputs), torch.split(steps, outputs))]
     return QuantizedWeight(torch.cat(codes), grid.scale, grid.coarse, grid.format)

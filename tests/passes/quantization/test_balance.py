@@ -32,9 +32,9 @@ def _w4a4(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def test_formulas() -> None:
     x, weight = _rows(32, 6), _rows(4, 6, seed=1)
     absmax, span = x.abs().amax(0), weight.abs().amax(0)
-    m = multiplier(absmax, weight, BalanceSpec(method="smoothquant", alpha=0.7))
+    m = multiplier(absmax, input_span(weight), BalanceSpec(method="smoothquant", alpha=0.7))
     assert torch.allclose(m, span**0.3 / absmax**0.7)
-    m = multiplier(absmax, weight, BalanceSpec(method="vidit-q", alpha=0.7))
+    m = multiplier(absmax, input_span(weight), BalanceSpec(method="vidit-q", alpha=0.7))
     assert torch.allclose(m, span**0.7 / absmax**0.3)
 
 
@@ -42,8 +42,8 @@ def test_formulas() -> None:
 @given(st.floats(0, 1), st.integers(0, 1000))
 def test_conventions_are_opposite(alpha: float, seed: int) -> None:
     absmax, weight = _rows(16, seed=seed).abs(), _rows(3, 16, seed=seed + 1)
-    one = multiplier(absmax, weight, BalanceSpec(method="smoothquant", alpha=alpha))
-    other = multiplier(absmax, weight, BalanceSpec(method="vidit-q", alpha=1 - alpha))
+    one = multiplier(absmax, input_span(weight), BalanceSpec(method="smoothquant", alpha=alpha))
+    other = multiplier(absmax, input_span(weight), BalanceSpec(method="vidit-q", alpha=1 - alpha))
     assert torch.allclose(one, other, rtol=1e-4)
 
 
@@ -57,13 +57,13 @@ def test_products_stay(a: float, b: float, seed: int) -> None:
 
 def test_half_and_half_makes_spans_equal() -> None:
     x, weight = _rows(64, 16) * _rows(16, seed=3).exp(), _rows(8, 16, seed=1)
-    m = multiplier(x.abs().amax(0), weight, BalanceSpec(method="smoothquant"))
+    m = multiplier(x.abs().amax(0), input_span(weight), BalanceSpec(method="smoothquant"))
     assert torch.allclose((x * m).abs().amax(0), input_span(balanced(weight, m)), rtol=1e-5)
 
 
 def test_dead_channels_are_left_alone() -> None:
     absmax, weight = torch.tensor([0.0, 1, 1e-30, 4]), torch.tensor([[1.0, 0, 1, 1]])
-    m = multiplier(absmax, weight, BalanceSpec(method="smoothquant", alpha=1.0))
+    m = multiplier(absmax, input_span(weight), BalanceSpec(method="smoothquant", alpha=1.0))
     assert torch.equal(m, torch.tensor([1.0, 1, 2.0**14, 0.25]))
 
 

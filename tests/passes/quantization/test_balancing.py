@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from dexport.passes.graph import Graph
-from dexport.passes.quantization.balance import multiplier
+from dexport.passes.quantization.balance import input_span, multiplier
 from dexport.passes.quantization.balancing import multipliers, quantized_output
 from dexport.passes.quantization.recipe import ActivationSpec, BalanceSpec, LowRankSpec, Treatment, WeightSpec
 from dexport.passes.quantization.simulate import simulated_activations, simulated_weight
@@ -38,8 +38,9 @@ def test_sites_of_one_value_share_the_multiplier_of_their_stacked_weights(graph:
     found = multipliers(graph, _treated(graph, q=treatment, k=treatment, v=treatment, leave=treatment), seen)
     stacked = torch.cat([graph.weights[f"{name}.weight"].load() for name in "qkv"])
     assert found["q"] is found["k"] is found["v"]
-    assert torch.equal(found["q"], multiplier(seen["q"].absmax.amax(0), stacked, SMOOTH))
-    assert torch.equal(found["leave"], multiplier(seen["leave"].absmax.amax(0), graph.weights["leave.weight"].load(), SMOOTH))
+    assert torch.equal(found["q"], multiplier(seen["q"].absmax.amax(0), input_span(stacked), SMOOTH))
+    alone = input_span(graph.weights["leave.weight"].load())
+    assert torch.equal(found["leave"], multiplier(seen["leave"].absmax.amax(0), alone, SMOOTH))
 
 
 def test_only_what_asks_is_balanced_and_each_as_it_asks(graph: Graph, seen: dict[str, SiteStatistics]) -> None:
