@@ -1,4 +1,4 @@
-// Tokenizes texts for tests in Python: `dexport_tokenize tokenizer.json`.
+// Tokenizes texts for tests in Python: `tokenize tokenizer.json`.
 //
 // In: the bytes of a text as a decimal number, a line feed, the text; again and again. Out: one line of JSON for each.
 
@@ -13,7 +13,7 @@
 int main(int count, char** arguments) {
     using dexport::Json;
     if (count != 2) {
-        std::cerr << "usage: dexport_tokenize tokenizer.json\n";
+        std::cerr << "usage: tokenize tokenizer.json\n";
         return 2;
     }
     try {

@@ -115,7 +115,7 @@ Encoding Tokenizer::encode(std::string_view text) const {
         pad(encoding);
         return encoding;
     } catch (const PartError& part) {
-        throw user_error(where_, "a tokenizer for every text", part.what(), "change the prompt");
+        throw user_error(where_, "tokens for every text", part.what(), "change the prompt, or rebuild the bundle");
     }
 }
 
