@@ -1,0 +1,76 @@
+#include "engines.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <system_error>
+
+#include "backends/openvino.h"
+#include "error.h"
+
+namespace dexport {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The compiled form of a component that serves a size.
+const Variant& variant_for(const Bundle& bundle, const std::string& component, const Size& size) {
+    const std::vector<Variant>& variants = bundle.manifest().component(component)->variants;
+    std::string sizes;
+    for (const Variant& variant : variants) {
+        if (!variant.size || *variant.size == size) {
+            return variant;
+        }
+        sizes += (sizes.empty() ? "" : ", ") + size_text(*variant.size);
+    }
+    throw user_error(bundle.path() + ": " + component, "a size among " + sizes, size_text(size), "rebuild with --size");
+}
+
+/// Folder for what backends compile when they load: their own keys hold model, version and processor. Empty: none can be made.
+std::string compile_cache() {
+    const char* given = std::getenv("DEXPORT_CACHE_DIR");
+    const char* home = std::getenv("HOME");
+    fs::path folder;
+    if (given != nullptr && *given != '\0') {
+        folder = given;
+    } else if (home != nullptr && *home != '\0') {
+        folder = fs::path(home) / ".cache" / "dexport";
+    } else {
+        return {};
+    }
+    std::error_code problem;
+    fs::create_directories(folder / "compiled", problem);
+    return problem ? std::string() : (folder / "compiled").string();
+}
+
+}  // namespace
+
+void check_formats(const Bundle& bundle) {
+    for (const auto& [name, component] : bundle.manifest().components) {
+        for (const Variant& variant : component.variants) {
+            if (variant.format == "tensorrt-kit") {
+                throw user_error(bundle.path() + ": " + name, "engines", "a build kit for a device",
+                                 "run kit/build.sh on the device, as kit/README.md says");
+            }
+            if (variant.format != "openvino") {
+                throw user_error(bundle.path() + ": " + name, "a format that this build of the library runs, openvino", variant.format,
+                                 "rebuild with --target cpu, or run it with the Python package");
+            }
+        }
+    }
+}
+
+std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& component, const Size& size) {
+    const Variant& variant = variant_for(bundle, component, size);
+    const std::string name = bundle.path() + ": " + component;
+    const auto weights = std::find_if(variant.files.begin(), variant.files.end(), [](const std::string& file) {
+        return file.size() > 4 && file.compare(file.size() - 4, 4, ".bin") == 0;
+    });
+    if (weights == variant.files.end()) {
+        throw user_error(name, "a .bin file with weights", std::to_string(variant.files.size()) + " other files", "rebuild the bundle");
+    }
+    const std::string& precision = bundle.manifest().component(component)->precision;
+    return open_openvino(bundle.read(variant.artifact), bundle.map(*weights), precision, compile_cache(), name);
+}
+
+}  // namespace dexport

@@ -1,0 +1,13 @@
+#include "memory.h"
+
+#include <sys/resource.h>
+
+namespace dexport {
+
+std::size_t peak_memory_bytes() {
+    struct rusage usage {};
+    constexpr std::size_t kibibyte = 1024;  // Linux counts in these
+    return ::getrusage(RUSAGE_SELF, &usage) == 0 ? static_cast<std::size_t>(usage.ru_maxrss) * kibibyte : 0;
+}
+
+}  // namespace dexport

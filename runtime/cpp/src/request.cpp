@@ -1,0 +1,151 @@
+#include "request.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "error.h"
+#include "half.h"
+
+namespace dexport {
+namespace {
+
+bool is_given(const Asked& asked, const std::string& buffer) {
+    return asked.buffers.count(buffer) != 0;
+}
+
+/// Whether the caller gave the token ids of a prompt themselves.
+bool has_ids(const Asked& asked, const TextEntry& text) {
+    return is_given(asked, text.ids) && (!text.mask || is_given(asked, *text.mask));
+}
+
+void check(const Manifest& manifest, const Program& program, const Asked& asked) {
+    const bool wants_prompt =
+        std::any_of(manifest.texts.begin(), manifest.texts.end(), [&](const TextEntry& text) { return !has_ids(asked, text); });
+    const bool wants_class = std::any_of(manifest.requests.begin(), manifest.requests.end(), [&](const RequestBuffer& each) {
+        return each.source == "class" && !is_given(asked, each.buffer);
+    });
+    if (wants_prompt && !asked.prompts) {
+        throw user_error("prompt", "a text", "none", "give --prompt");
+    }
+    if (manifest.texts.empty() && asked.prompts) {
+        throw user_error("prompt", "none, as this model takes class labels", "a text", "give --class-label instead");
+    }
+    if (wants_class && !asked.class_labels) {
+        throw user_error("class label", "a number", "none", "give --class-label");
+    }
+    if (!wants_class && asked.class_labels) {
+        throw user_error("class label", "none, as this model takes prompts", "a number", "give --prompt instead");
+    }
+    for (const auto& item : asked.buffers) {
+        if (std::find(program.request.begin(), program.request.end(), item.first) == program.request.end()) {
+            throw user_error("buffers", "one of the inputs " + names_text(program.request), "'" + shown(item.first) + "'", "leave it out");
+        }
+    }
+}
+
+/// One value per row of a buffer.
+std::vector<double> values_of(const RequestBuffer& wanted, const Asked& asked, bool guided, std::int64_t batch) {
+    const auto rows = static_cast<std::size_t>(batch);
+    std::vector<double> values;
+    if (wanted.source == "class") {
+        values.assign(guided ? rows : 0, wanted.negative);
+        values.insert(values.end(), asked.class_labels->begin(), asked.class_labels->end());
+    } else if (wanted.source == "given") {
+        values.assign(guided ? rows : 0, asked.negative_prompts ? 1.0 : 0.0);
+        values.insert(values.end(), rows, 1.0);
+    } else {
+        const auto found = asked.parameters.find(wanted.parameter.value_or(""));
+        if (found == asked.parameters.end()) {
+            throw user_error("request '" + wanted.buffer + "'", "one of the parameters " + names_text(asked.parameters),
+                             "'" + wanted.parameter.value_or("") + "'", "rebuild the bundle");
+        }
+        values.assign(guided ? 2 * rows : rows, found->second);
+    }
+    return values;
+}
+
+template <typename Number>
+void put(std::byte* target, std::size_t index, Number value) {
+    std::memcpy(target + index * sizeof value, &value, sizeof value);
+}
+
+void put_as(Dtype dtype, std::byte* target, std::size_t index, double value) {
+    switch (dtype) {
+        case Dtype::float32:
+            return put(target, index, static_cast<float>(value));
+        case Dtype::float16:
+            return put(target, index, half_from_float(static_cast<float>(value)));
+        case Dtype::int64:
+            return put(target, index, static_cast<std::int64_t>(value));
+        case Dtype::int32:
+            return put(target, index, static_cast<std::int32_t>(value));
+        case Dtype::uint8:
+            return put(target, index, static_cast<std::uint8_t>(value));
+        default:
+            return put(target, index, static_cast<std::uint8_t>(value != 0));
+    }
+}
+
+/// Memory for a buffer of the program, if `count` numbers fill it.
+OwnedTensor new_buffer(const Program& program, const std::string& name, std::int64_t batch, std::size_t count) {
+    const Buffer& declared = program.buffers.find(name)->second;
+    OwnedTensor owned{{declared.dtype, declared.shape(batch), nullptr}, {}};
+    if (owned.tensor.elements() != count) {
+        const std::string expected = std::to_string(owned.tensor.elements()) + " numbers for shape " + shape_text(owned.tensor.shape);
+        throw user_error("request '" + name + "'", expected, std::to_string(count), "give as many");
+    }
+    owned.memory = Memory(owned.tensor.bytes());
+    owned.tensor.data = owned.memory.data();
+    return owned;
+}
+
+}  // namespace
+
+std::map<std::string, OwnedTensor> request_buffers(const Manifest& manifest, const Program& program, bool guided, const Asked& asked,
+                                                   std::int64_t batch, const Tokenize& tokenize) {
+    check(manifest, program, asked);
+    std::map<std::string, OwnedTensor> buffers;
+    const auto fill = [&](const std::string& name, const auto& values) {
+        if (std::find(program.request.begin(), program.request.end(), name) == program.request.end() || is_given(asked, name)) {
+            return;
+        }
+        OwnedTensor buffer = new_buffer(program, name, batch, values.size());
+        for (std::size_t index = 0; index < values.size(); ++index) {
+            put_as(buffer.tensor.dtype, buffer.tensor.data, index, static_cast<double>(values[index]));
+        }
+        buffers[name] = std::move(buffer);
+    };
+    for (const TextEntry& text : manifest.texts) {
+        if (has_ids(asked, text)) {
+            continue;
+        }
+        std::vector<std::string> prompts;
+        if (guided) {
+            prompts = asked.negative_prompts.value_or(std::vector<std::string>(static_cast<std::size_t>(batch)));
+        }
+        prompts.insert(prompts.end(), asked.prompts->begin(), asked.prompts->end());
+        const text::Tokens tokens = tokenize(text, prompts);
+        fill(text.ids, tokens.ids);
+        if (text.mask) {
+            fill(*text.mask, tokens.mask);
+        }
+    }
+    for (const RequestBuffer& wanted : manifest.requests) {
+        if (!is_given(asked, wanted.buffer)) {
+            fill(wanted.buffer, values_of(wanted, asked, guided, batch));
+        }
+    }
+    for (const auto& [name, given] : asked.buffers) {
+        OwnedTensor buffer = new_buffer(program, name, batch, given.elements());
+        if (given.dtype != buffer.tensor.dtype || given.shape != buffer.tensor.shape) {
+            throw user_error("request '" + name + "'", kind_text(buffer.tensor.dtype, buffer.tensor.shape),
+                             kind_text(given.dtype, given.shape), "give an array of that dtype and shape");
+        }
+        std::memcpy(buffer.tensor.data, given.data, given.bytes());
+        buffers[name] = std::move(buffer);
+    }
+    return buffers;
+}
+
+}  // namespace dexport
