@@ -201,6 +201,18 @@ DEXPORT_API const char* dexport_result_program(const dexport_result* result);
 /* Frees a result; null is allowed. */
 DEXPORT_API void dexport_result_free(dexport_result* result);
 
+/* ---- Saving ---- */
+
+/* Whether dexport_save could write to `path`, for a check before the work: a .png or .npy in a folder that exists. */
+DEXPORT_API dexport_status dexport_check_output(const char* path, int32_t video);
+
+/* Writes uint8 [count, height, width, 3] or, for videos, [count, frames, height, width, 3]; each file completely or not at all.
+ *
+ * OUT.png takes one picture. Several go to OUT-0.png, OUT-1.png and so on, and so do the frames of a video: there is no video
+ * encoder here. OUT.npy takes all of them. `on_file` may be null; it is called with every file that was written. */
+DEXPORT_API dexport_status dexport_save(const dexport_tensor* pictures, const char* path, void (*on_file)(void* user, const char* file),
+                                        void* user);
+
 #ifdef __cplusplus
 }
 #endif
