@@ -9,6 +9,7 @@
 
 #include "dexport/dexport.h"
 #include "error.h"
+#include "media.h"
 #include "memory.h"
 #include "pipeline.h"
 
@@ -376,4 +377,23 @@ const char* dexport_result_program(const dexport_result* result) {
 
 void dexport_result_free(dexport_result* result) {
     const std::unique_ptr<dexport_result> freed(result);
+}
+
+dexport_status dexport_check_output(const char* path, int32_t video) {
+    return guarded([&] {
+        require(path, "path");
+        check_output(path, video != 0);
+    });
+}
+
+dexport_status dexport_save(const dexport_tensor* pictures, const char* path, void (*on_file)(void* user, const char* file), void* user) {
+    return guarded([&] {
+        require(pictures, "pictures");
+        require(path, "path");
+        for (const auto& file : save(tensor_from(*pictures, "pictures"), path)) {
+            if (on_file != nullptr) {
+                on_file(user, file.c_str());
+            }
+        }
+    });
 }
