@@ -113,6 +113,7 @@ def targets(as_json: bool) -> None:
 @click.option("--scheduler", metavar="NAME", help="A scheduler class of diffusers.  [default: the pipeline's]")
 @click.option("--guidance", metavar="G", type=float, help="Default guidance scale.  [default: the pipeline's]")
 @click.option("--batch", metavar="B", type=int, help="Most pictures of one run.  [default: 1]")
+@click.option("--kit", is_flag=True, default=None, help="Leave the engines to `dexport finalize` on the device; Jetsons always do.")
 @click.option("--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="Merge a LoRA file; may be given several times.")
 @click.option(
     "--golden", type=click.Choice(["auto", "none"]), help="Put inputs and outputs for `dexport selftest` into the bundle.  [default: auto]"
@@ -272,6 +273,21 @@ def selftest(context: click.Context, bundle: Path, trust: bool) -> None:
 
     if not selftest_command(bundle, trust):
         context.exit(1)
+
+
+@dexport.command()
+@click.argument("kit", type=click.Path(path_type=Path))
+@click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="The bundle to write.  [default: KIT-finished.dxb]")
+@click.option(
+    "--engines", metavar="FOLDER", type=click.Path(path_type=Path), help="Take what kit/build.sh built on a device without dexport."
+)
+@click.option("--test/--no-test", default=True, show_default=True, help="Run the golden inputs before anything is written.")
+@_common
+def finalize(**arguments: Any) -> None:
+    """Build the engines of KIT on this device and write a finished bundle; resumes where it was stopped."""
+    from dexport.finalizing import FinalizeRequest, finalize_command
+
+    finalize_command(FinalizeRequest(**arguments))
 
 
 @dexport.command()

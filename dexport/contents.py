@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dexport.columns import amount, columns
+from dexport.runtime.finalize.precision import asked_of
 from dexport.runtime.manifest import Component, JsonObject, Manifest, Port, Variant
 from dexport.runtime.strict_json import shown
 
@@ -68,7 +70,10 @@ def _component_details(component: Component) -> Iterator[tuple[str, str]]:
     if component.islands:
         yield "in fp32", _listed([shown(island) for island in component.islands])
     for variant in component.variants:
-        if variant.kernels is not None:
+        if variant.is_kit:
+            counts = Counter(product.precision for product in asked_of(variant.kernels))
+            yield f"asked{_of_size(variant)}", ", ".join(f"{count} products in {shown(kind)}" for kind, count in sorted(counts.items()))
+        elif variant.kernels is not None:
             yield f"kernels{_of_size(variant)}", _flat(variant.kernels)
 
 

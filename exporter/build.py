@@ -52,7 +52,7 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
     solvers = {(size, n): probe(decided.scheduler, decided.schedule(size, n)) for size in decided.sizes for n in decided.steps}
     with ExitStack() as stack:
         writer = stack.enter_context(BundleWriter(output))
-        emitter = stack.enter_context(Emitter(writer.directory, decided.target, decided.precision, decided.storage))
+        emitter = stack.enter_context(Emitter(writer.directory, decided.target, decided.precision, decided.storage, options.kit))
         texts = _write_tokenizers(decided, writer.directory)  # first, as it may refuse the model
         splits = []
         for index, size in enumerate(decided.sizes):
@@ -175,7 +175,7 @@ def _manifest(
         model=Model(class_name=decided.pipeline.class_name, name=decided.options.model, sha256=source_hash(decided.directory)),
         family=decided.pipeline.family,
         target=decided.target.id,
-        backend=decided.target.backend,
+        backend=emitter.backend,
         precision=decided.precision,
         config=json.loads(json.dumps(config)),
         components=emitter.components,

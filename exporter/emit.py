@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 
-from dexport.exporter.engines.jetson import InputRange, KitComponent, write_kit
+from dexport.exporter.asked_precision import asked_precisions
+from dexport.exporter.engines.jetson import KitComponent, write_kit
 from dexport.exporter.engines.tensorrt_rtx import build_engine
 from dexport.exporter.external_data import WeightFile
 from dexport.exporter.onnx import OnnxFile, onnx_from_graph
 from dexport.exporter.options import Size
 from dexport.passes.graph import BATCH, STEPS, Dim, Graph
+from dexport.runtime.builders.builder import Profile, profiles_to_json
 from dexport.runtime.builders.openvino import ir_from_onnx
-from dexport.runtime.manifest import Component, Port, Variant
+from dexport.runtime.finalize.precision import asked_to_json
+from dexport.runtime.manifest import KIT, Component, Port, Variant
 from dexport.targets.target import Target
 
 _FOLDER = "graphs"
@@ -47,12 +50,16 @@ class Emitter:
     """Writes components into the folder of a bundle that is being made; a context manager that closes the weight files.
 
     Graphs of one component at several sizes share one weight file.
+
+    Attributes:
+        kit: leave the engines to `dexport finalize`, also where they could be built here.
     """
 
     directory: Path
     target: Target
     precision: str
     storage: torch.dtype
+    kit: bool = False
     components: dict[str, Component] = field(default_factory=dict)
     _kit: list[KitComponent] = field(default_factory=list)
     _weights: dict[str, WeightFile] = field(default_factory=dict)
@@ -95,6 +102,11 @@ class Emitter:
             return ()
         return (EVERYTHING,) if len(wide) == len(weights) else tuple(wide)
 
+    @property
+    def backend(self) -> str:
+        """What the bundle will say: the target's backend, of a kit with "-kit" behind it."""
+        return f"{self.target.backend}{KIT}" if self.kit and not self.target.backend.endswith(KIT) else self.target.backend
+
     def finish(self) -> None:
         """Closes the weight files and writes what needs all components: the build kit of a Jetson."""
         self._open.close()
@@ -117,7 +129,7 @@ class Emitter:
         return self.storage if self.target.backend in ("openvino", "onnxruntime-cpu") else torch.float32
 
     def _variant(self, graph: Graph, stem: str, onnx: OnnxFile, ranges: Ranges, size: Size | None) -> Variant:
-        match self.target.backend:
+        match self.backend:
             case "openvino":
                 ir = ir_from_onnx(onnx.path, self._engine_path(f"{stem}.xml"))
                 self._forget_onnx(graph.name, onnx)
@@ -132,9 +144,14 @@ class Emitter:
                 return Variant(size=size, artifact=file, format="tensorrt-rtx", files=(file,), native=True, kernels=kernels)
             case backend:
                 files = tuple(self._relative(p) for p in (onnx.path, onnx.weights) if p is not None)
-                if backend == "tensorrt-kit":
-                    self._kit.append(KitComponent(stem, files[0], _kit_profiles(graph, ranges), onnx.weight_bytes))
-                return Variant(size=size, artifact=files[0], format="tensorrt-kit" if backend == "tensorrt-kit" else "onnx", files=files)
+                if not backend.endswith(KIT):
+                    return Variant(size=size, artifact=files[0], format="onnx", files=files)
+                profiles = _profiles(graph, ranges)
+                self._kit.append(KitComponent(stem, files[0], tuple(profiles), onnx.weight_bytes))
+                asked = asked_to_json(asked_precisions(onnx.path))
+                return Variant(
+                    size=size, artifact=files[0], format=backend, files=files, kernels=asked, profiles=profiles_to_json(profiles)
+                )
 
     def _engine_path(self, name: str) -> Path:
         (self.directory / _ENGINES).mkdir(exist_ok=True)
@@ -178,10 +195,6 @@ def _common(known: Mapping[str, Port], new: Mapping[str, Port]) -> dict[str, Por
     return merged
 
 
-def _profiles(graph: Graph, ranges: Ranges) -> list[Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]]:
+def _profiles(graph: Graph, ranges: Ranges) -> list[Profile]:
     symbolic = [p for p in graph.inputs if any(isinstance(d, str) for d in p.shape)]
     return [{p.name: ranges.shapes(p.shape, i) for p in symbolic} for i in range(len(ranges.rows))] if symbolic else []
-
-
-def _kit_profiles(graph: Graph, ranges: Ranges) -> tuple[tuple[InputRange, ...], ...]:
-    return tuple(tuple(InputRange(name, *shapes) for name, shapes in profile.items()) for profile in _profiles(graph, ranges))

@@ -34,6 +34,7 @@ class BuildOptions:
         guidance_interval: first and last fraction of the steps between which guidance is on.
         guidance_batching: run the unconditional and the conditional rows in one call, or in turn with half the activation memory.
         batch: most pictures made in one run.
+        kit: leave building the engines to `dexport finalize` on the device; Jetson targets always do.
         frames: frames of a video; None takes the pipeline's default.
         loras: LoRA files merged into the weights, as "FILE" or "FILE:SCALE".
         golden: "auto" adds golden inputs and outputs where the model fits into memory, "none" leaves them out.
@@ -66,6 +67,7 @@ class BuildOptions:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_batching: bool = True
     batch: int = 1
+    kit: bool = False
     frames: int | None = None
     loras: tuple[str, ...] = ()
     golden: str = "auto"
@@ -185,7 +187,7 @@ def _converted(key: str, value: Any, where: str) -> Any:
             case "guidance_interval":
                 low, high = (float(v) for v in _list(value))
                 return low, high
-            case "guidance_batching" | "allow_degrade" | "repair":
+            case "guidance_batching" | "kit" | "allow_degrade" | "repair":
                 return value if isinstance(value, bool) else {"true": True, "on": True, "false": False, "off": False}[str(value).lower()]
             case "batch" | "frames" | "calibration_size" | "budget_bytes" | "quality_prompts":
                 return int(value)

@@ -25,6 +25,7 @@ from dexport.targets.latency import require_estimable
 from dexport.targets.target import Target
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_KITS = ("openvino", "tensorrt-kit")
 _NARROW_STORAGE_ONLY = ("openvino", "onnxruntime-cpu")  # processors: the graph stays fp32, weights are stored narrow
 
 
@@ -88,6 +89,9 @@ def plan(options: BuildOptions) -> Plan:
     """
     target = find(options.target)
     target.require_buildable()
+    if options.kit and target.backend not in _KITS:
+        got = f"{target.id}, whose bundles need nothing to be built on the device"
+        raise UserError("--kit", expected="the target cpu or a Jetson", got=got, fix="drop --kit")
     if options.budget_ms is not None:
         require_estimable(target, "--budget-ms")
     precision = options.precision or target.default_precision

@@ -93,8 +93,8 @@ def open_side(path: str, *, trust: bool = False) -> Side:
 
 def _opened_bundle(path: Path, trust: bool) -> BundleSide:
     manifest = open_bundle(path, trust=trust, verify="sizes").manifest
-    if any(variant.format == "tensorrt-kit" for component in manifest.components.values() for variant in component.variants):
-        fix = "run kit/build.sh on the device, and compare there"
+    if manifest.is_kit:
+        fix = "finalize it on the device with `dexport finalize`, and compare there"
         raise UserError(str(path), expected="a bundle with engines", got="a build kit for a device", fix=fix)
     return BundleSide(path, manifest, trust)
 

@@ -243,7 +243,7 @@ def _check_hashes(bundle: Bundle, progress: Progress | None) -> None:
 def _scan_onnx_files(bundle: Bundle) -> None:
     """Scans every file that a backend may parse as ONNX, whatever its name."""
     components = bundle.manifest.components.values()
-    parsed = {variant.artifact for component in components for variant in component.variants if variant.format in ("onnx", "tensorrt-kit")}
+    parsed = {variant.artifact for component in components for variant in component.variants if variant.is_kit or variant.format == "onnx"}
     parsed.update(path for path in bundle.manifest.files if path.lower().endswith(".onnx"))
     for relative in sorted(parsed):
         folder = relative.rpartition("/")[0]

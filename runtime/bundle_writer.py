@@ -95,6 +95,12 @@ class BundleWriter:
             needed = max(self._needed_bytes, written + free + 1)
             raise _disk_full(self.out, f"space for {needed} bytes or more", f"{free} bytes free after writing {written}") from error
 
+    def opened(self, manifest: Manifest) -> Bundle:
+        """What has been written so far as a bundle to try out before it is finished; its machine code is trusted."""
+        entries = {relative: file_entry(path) for relative, path in _files(self.directory).items()}
+        complete = dataclasses.replace(manifest, files=entries)
+        return Bundle(self.directory, complete, list_folder(self.directory), complete.native_files(), trust=True, verified=True)
+
     def finish(self, manifest: Manifest) -> Path:
         """Completes the bundle and gives it its name.
 
@@ -216,7 +222,7 @@ def _locked_parent(folder: Path) -> Iterator[None]:
 
 def _complete_folder(directory: Path, manifest: Manifest) -> None:
     """Adds the manifest to a folder and brings everything in it to the disk."""
-    entries = {relative: _entry(path, lambda _: None) for relative, path in _files(directory).items()}
+    entries = {relative: file_entry(path) for relative, path in _files(directory).items()}
     (directory / MANIFEST_NAME).write_bytes(manifest_to_json(dataclasses.replace(manifest, files=entries)))
     for path in directory.rglob("*"):
         _sync(path)
@@ -238,7 +244,7 @@ def _pack(directory: Path, manifest: Manifest, archive: Path) -> None:
         with zipfile.ZipFile(file, "w") as out:
             for relative, path in _files(directory).items():
                 with _aligned_entry(out, file, relative) as entry:
-                    entries[relative] = _entry(path, entry)
+                    entries[relative] = file_entry(path, entry)
                 path.unlink()
             with _aligned_entry(out, file, MANIFEST_NAME) as entry:
                 entry(memoryview(manifest_to_json(dataclasses.replace(manifest, files=entries))))
@@ -263,7 +269,8 @@ def _files(directory: Path) -> dict[str, Path]:
     return {relative: extent.file for relative, extent in sorted(list_folder(directory).items())}
 
 
-def _entry(path: Path, consume: Callable[[memoryview], object]) -> FileEntry:
+def file_entry(path: Path, consume: Callable[[memoryview], object] = lambda chunk: None) -> FileEntry:
+    """Hash and size of a file; `consume` gets its bytes on the way."""
     digest, size = hashlib.sha256(), 0
     buffer = memoryview(bytearray(_CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:

@@ -55,7 +55,7 @@ def open_engine(bundle: Bundle, component: str, size: tuple[int, int]) -> Engine
             sm = tuple(int(accelerator.removeprefix("sm")) for accelerator in built_for)
             return TensorRTEngine(bundle.file(variant.artifact), variant.format, name, sm=sm, cache=cache)
         case _:
-            fix = "run kit/build.sh on the device, as kit/README.md says"
+            fix = f"run on the device: dexport finalize {bundle.path}"
             raise UserError(name, expected="engines", got="a build kit for a device", fix=fix)
 
 

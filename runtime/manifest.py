@@ -22,6 +22,7 @@ from dexport.runtime.strict_json import parse_json, shown
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20  # parsed, at most some 100 MB; real ones have a few hundred kilobytes
+KIT = "-kit"
 NATIVE_FORMATS = frozenset({"tensorrt", "tensorrt-rtx"})
 NATIVE_SUFFIXES = (".so", ".dll", ".dylib", ".plan", ".engine", ".cubin", ".ptx", ".cu")
 
@@ -65,11 +66,12 @@ class Variant:
     Attributes:
         size: [height, width] in pixels it is made for, None where the component does not depend on it.
         artifact: the file a backend loads first; one of `files`.
-        format: "openvino", "onnx", "tensorrt-rtx", "tensorrt" or "tensorrt-kit".
+        format: "openvino", "onnx", "tensorrt-rtx" or "tensorrt"; with "-kit" behind it ("openvino-kit", "tensorrt-kit") the ONNX files from
+            which `dexport finalize` makes that form on the device.
         files: every file the backend needs, the artifact included.
         native: machine code is inside, which only runs when the user trusts it.
-        kernels: number of kernels by kind, as the compiler chose them.
-        profiles: ranges of the symbolic dimensions.
+        kernels: number of kernels by kind, as the compiler chose them; of a kit, what they are asked to compute in.
+        profiles: ranges of the inputs with symbolic dimensions, see `builders.builder.profiles_of`.
     """
 
     size: tuple[int, int] | None
@@ -79,6 +81,11 @@ class Variant:
     native: bool = False
     kernels: JsonObject | None = None
     profiles: JsonObject | None = None
+
+    @property
+    def is_kit(self) -> bool:
+        """Whether it is still to be built."""
+        return self.format.endswith(KIT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +183,11 @@ class Manifest:
     golden: tuple[Golden, ...] = ()
     quality: JsonObject | None = None
     report: str | None = None
+
+    @property
+    def is_kit(self) -> bool:
+        """Whether engines are still to be built where the bundle will run."""
+        return any(variant.is_kit for component in self.components.values() for variant in component.variants)
 
     def digest(self) -> str:
         """sha256 (hexadecimal) of everything but the time of creation: the same content has the same digest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from dexport.errors import UserError
 from dexport.runtime.bundle import Bundle
-from dexport.runtime.engines import open_engine
+from dexport.runtime.engines import Engine, open_engine
 from dexport.runtime.interpreter import run_program
 from dexport.runtime.manifest import Golden
 from dexport.runtime.noise import TorchNoise
@@ -34,8 +35,11 @@ class Check:
         return self.error <= self.tolerance
 
 
-def selftest(bundle: Bundle) -> list[Check]:
+def selftest(bundle: Bundle, look: Callable[[str, Engine], None] = lambda component, engine: None) -> list[Check]:
     """Runs every golden of the bundle: each component alone, then the whole.
+
+    Args:
+        look: called with each component and its engine when that has run alone.
 
     Raises:
         UserError: the bundle carries no golden inputs.
@@ -43,20 +47,24 @@ def selftest(bundle: Bundle) -> list[Check]:
     if not bundle.manifest.golden:
         fix = "rebuild with --golden auto on a machine whose memory holds the model"
         raise UserError(str(bundle.path), expected="golden inputs and outputs", got="none in the bundle", fix=fix)
-    return [_check(bundle, golden) for golden in bundle.manifest.golden]
+    return [_check(bundle, golden, look) for golden in bundle.manifest.golden]
 
 
-def _check(bundle: Bundle, golden: Golden) -> Check:
+def _check(bundle: Bundle, golden: Golden, look: Callable[[str, Engine], None]) -> Check:
     inputs, expected = bundle.tensors(golden.inputs), bundle.tensors(golden.outputs)
-    given = _whole(bundle, inputs) if golden.component == "pipeline" else _component(bundle, golden.component, inputs)
+    given = _whole(bundle, inputs) if golden.component == "pipeline" else _component(bundle, golden.component, inputs, look)
     errors = [relative_error(given[name], expected[name]) for name in expected]
     return Check(golden.component, float(np.max(errors)), golden.tolerance)  # of numpy, as Python's max may pass over a NaN
 
 
-def _component(bundle: Bundle, name: str, inputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def _component(
+    bundle: Bundle, name: str, inputs: dict[str, npt.NDArray[Any]], look: Callable[[str, Engine], None]
+) -> dict[str, npt.NDArray[Any]]:
     engine = open_engine(bundle, name, bundle.manifest.sizes[0])
     try:
-        return dict(engine(inputs))
+        outputs = dict(engine(inputs))
+        look(name, engine)
+        return outputs
     finally:
         engine.close()
 

@@ -12,7 +12,7 @@ _NEEDS: dict[Backend, str] = {
     "onnxruntime-cpu": "any machine with dexport[export]",
     "onnxruntime-cuda": "any machine with dexport[export]; to run, dexport[onnxruntime-gpu] and an NVIDIA GPU",
     "tensorrt-rtx": "any x86-64 or arm64 machine with dexport[export,rtx]; no GPU",
-    "tensorrt-kit": "any machine with dexport[export] writes the kit; the engines are built on the device by kit/build.sh",
+    "tensorrt-kit": "any machine with dexport[export] writes the kit; the engines are built on the device by `dexport finalize`",
 }
 
 

@@ -36,6 +36,8 @@ TESTED_ELSEWHERE = {
     # Engines and what makes them are exercised by whole bundles.
     "runtime/builders/openvino.py": "runtime/backends/test_openvino.py",
     "runtime/pipeline.py": "exporter/test_build.py",
+    "runtime/builders/builder.py": "runtime/builders/test_tensorrt.py",
+    "runtime/finalize/prebuilt.py": "runtime/finalize/test_finalize.py",
     "exporter/engines/jetson_scripts.py": "exporter/engines/test_jetson.py",
     # Shared parts of families, tested through each family that uses them.
     "exporter/pipelines/__init__.py": "exporter/test_bad_input.py",

@@ -1,13 +1,13 @@
-"""Writes the build kit of a Jetson: what turns a bundle's ONNX files into TensorRT engines on the device itself.
+"""Checks the build kit of a Jetson and adds what a device needs that has no dexport.
 
 TensorRT chooses kernels by timing them, so an engine is built on the very kind of board that runs it, with the board's own
-TensorRT; there is no cross-compilation. A kit is a folder ``kit/`` inside the bundle with ``build.sh`` (exact trtexec
-commands, resumable), ``check.sh`` (is this the right machine, and is there room?), ``README.md`` for the person at the
-device, and ``plugins/`` when there are plugin sources to compile.
+TensorRT; there is no cross-compilation. `dexport finalize` does that there. Where dexport cannot be installed, the folder
+``kit/`` in the bundle does it with bash alone: ``build.sh`` (the same trtexec commands, resumable), ``check.sh`` (is this the
+right machine, and is there room?), ``README.md`` for the person at the device, and ``plugins/`` when there are plugin sources
+to compile. `dexport finalize --engines` then makes a finished bundle of its engines, anywhere.
 
-What was executed and what was not: every trtexec flag used here was read in samples/common/sampleOptions.cpp of TensorRT
-10.3, 10.13, 10.16 and 11.1 (all of them have all; 11 accepts ``--stronglyTyped`` as a no-op), and the shape rules below in
-sampleEngines.cpp of 10.3. The scripts run in the tests against a stand-in for trtexec; they have not run on a Jetson.
+What was executed and what was not: see ``runtime/builders/tensorrt.py`` for the flags; the shape rules below were read in
+sampleEngines.cpp of TensorRT 10.3. The scripts run in the tests against a stand-in for trtexec; they have not run on a Jetson.
 """
 
 import json
@@ -23,6 +23,8 @@ import onnx
 from dexport.errors import Failure
 from dexport.exporter.engines import jetson_scripts as scripts
 from dexport.exporter.legality import Problem, check_onnx_for_tensorrt
+from dexport.runtime.builders.builder import Profile, Range
+from dexport.runtime.builders.tensorrt import trtexec_flags
 from dexport.targets.target import Target
 
 KIT_FOLDER = "kit"
@@ -31,18 +33,7 @@ ENGINE_FOLDER = "engines"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_./:-]+")  # trtexec splits shapes at commas and quotes, and expands asterisks
 _PLUGIN_SUFFIXES = (".cu", ".cpp", ".cuh", ".h")
-_WORKSPACE_SHARE = 0.25
-_MIB = 2**20
-
-
-@dataclass(frozen=True)
-class InputRange:
-    """Smallest, usual and largest shape of one input of a profile; TensorRT tunes for the usual one."""
-
-    name: str
-    smallest: tuple[int, ...]
-    usual: tuple[int, ...]
-    largest: tuple[int, ...]
+_PLUGIN_LIBRARY = "kit/plugins/libdexport_plugins.so"
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,7 @@ class KitComponent:
 
     name: str
     onnx: str
-    profiles: tuple[tuple[InputRange, ...], ...]
+    profiles: tuple[Profile, ...]
     weight_bytes: int
 
 
@@ -102,7 +93,7 @@ def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, 
     kit = bundle / KIT_FOLDER
     kit.mkdir(parents=True, exist_ok=True)
     written = _copy_plugins(kit, plugins) if plugins else []
-    commands = [scripts.Engine(item.name, item.onnx, trtexec_flags(item, target, plugins=plugins is not None)) for item in components]
+    commands = [scripts.Engine(item.name, item.onnx, _flags(item, target, plugins)) for item in components]
     texts = {
         "build.sh": scripts.build_script(commands, sm=_nvcc_architecture(target), plugins=plugins is not None),
         "check.sh": scripts.check_script(target, [item.weight_bytes for item in components]),
@@ -116,26 +107,9 @@ def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, 
     return tuple(sorted(path.relative_to(bundle).as_posix() for path in written))
 
 
-def trtexec_flags(component: KitComponent, target: Target, *, plugins: bool = False) -> tuple[str, ...]:
-    """The part of the trtexec command that depends on the model: everything but the names of files.
-
-    A profile's three shape flags directly follow its ``--profile`` flag, because trtexec assigns them by position.
-    """
-    flags = ["--stronglyTyped", "--skipInference", "--profilingVerbosity=detailed"]
-    if target.memory_available_gib is not None:
-        flags.append(f"--memPoolSize=workspace:{int(target.memory_available_gib * 1024 * _WORKSPACE_SHARE)}M")
-    if plugins:
-        flags.append("--staticPlugins=kit/plugins/libdexport_plugins.so")
-    for index, profile in enumerate(component.profiles):
-        flags.append(f"--profile={index}")
-        flags.append("--minShapes=" + ",".join(_shape(item.name, item.smallest) for item in profile))
-        flags.append("--optShapes=" + ",".join(_shape(item.name, item.usual) for item in profile))
-        flags.append("--maxShapes=" + ",".join(_shape(item.name, item.largest) for item in profile))
-    return tuple(shlex.quote(flag) for flag in flags)
-
-
-def _shape(name: str, dims: tuple[int, ...]) -> str:
-    return f"{name}:{'x'.join(str(dim) for dim in dims)}"
+def _flags(component: KitComponent, target: Target, plugins: KitPlugins | None) -> tuple[str, ...]:
+    """The flags that depend on the model, quoted for the shell."""
+    return tuple(map(shlex.quote, trtexec_flags(component.profiles, target, plugins=_PLUGIN_LIBRARY if plugins else None)))
 
 
 def _nvcc_architecture(target: Target) -> str:
@@ -186,12 +160,11 @@ def _check_profiles(path: Path, component: KitComponent) -> None:
         expected = f"profiles for {', '.join(sorted(free))}" if free else "no profiles, for all sizes are fixed"
         raise Failure(where, expected=expected, got=f"{len(component.profiles)} profiles", fix="give the sizes that the bundle declares")
     for index, profile in enumerate(component.profiles):
-        given = {item.name for item in profile}
-        if given != free:
+        if profile.keys() != free:
             expected = f"a range for each input with an unknown size ({', '.join(sorted(free))})"
-            raise Failure(f"{where}, profile {index}", expected=expected, got=", ".join(sorted(given)) or "none", fix="list these inputs")
-        for item in profile:
-            _check_range(f"{where}, profile {index}, input {item.name}", item, sizes[item.name])
+            raise Failure(f"{where}, profile {index}", expected=expected, got=", ".join(sorted(profile)) or "none", fix="list these inputs")
+        for name, shapes in profile.items():
+            _check_range(f"{where}, profile {index}, input {name}", name, shapes, sizes[name])
 
 
 def _sizes(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
@@ -199,10 +172,9 @@ def _sizes(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
     return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)
 
 
-def _check_range(where: str, item: InputRange, sizes: tuple[int | None, ...]) -> None:
-    if not _INPUT_NAME.fullmatch(item.name):
-        raise Failure(where, expected="letters, digits and _ . / : -, which trtexec can read", got=item.name, fix="rename the input")
-    shapes = (item.smallest, item.usual, item.largest)
+def _check_range(where: str, name: str, shapes: Range, sizes: tuple[int | None, ...]) -> None:
+    if not _INPUT_NAME.fullmatch(name):
+        raise Failure(where, expected="letters, digits and _ . / : -, which trtexec can read", got=name, fix="rename the input")
     if any(len(shape) != len(sizes) for shape in shapes):
         raise Failure(where, expected=f"{len(sizes)} dimensions", got=json.dumps(shapes), fix="give shapes of the model's rank")
     for axis, size in enumerate(sizes):

@@ -4,12 +4,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dexport.runtime.builders.tensorrt import memory_needed
 from dexport.targets.target import Target
 from dexport.targets.tensorrt import dotted
 
 _GIB = 2**30
-_BUILD_MEMORY = 2.5
-"""Memory while building, as a multiple of the weights of the largest model; a rule of thumb (2 to 3), not a measurement."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def check_script(target: Target, weight_bytes: Sequence[int]) -> str:
 
 
 def _memory_mib(weight_bytes: Sequence[int]) -> int:
-    return 1024 + int(_BUILD_MEMORY * max(weight_bytes, default=0) / _GIB * 1024)
+    return memory_needed(max(weight_bytes, default=0)) >> 20
 
 
 def _disk_mib(weight_bytes: Sequence[int]) -> int:
@@ -199,7 +198,9 @@ _README = """\
 # Build kit for {name}
 
 This bundle holds models as ONNX files. TensorRT turns them into engines, which are made for one kind of board and one
-version of TensorRT, so this last step happens on the device:
+version of TensorRT, so this last step happens on the device. Where dexport is installed there, one command does it all, tests the
+result and writes a finished bundle: `dexport finalize KIT.dxb` on the device, or `dexport finalize KIT.dxb --ssh USER@DEVICE` from the
+desk. The rest of this page is for a device without dexport.
 
 | | |
 |---|---|
@@ -208,11 +209,12 @@ version of TensorRT, so this last step happens on the device:
 | TensorRT | {tensorrt} |
 | power mode | {mode} |
 
-1. Copy the whole bundle folder to the device.
+1. Copy the whole bundle folder to the device; a `.dxb` is a zip: `unzip KIT.dxb -d FOLDER`.
 2. Set the power mode in which it will run: `sudo nvpmodel -m {mode_number}`, then `sudo jetson_clocks`.
 3. `bash kit/check.sh` says whether this machine fits and has room. It changes nothing.
 4. `bash kit/build.sh` builds the engines into `engines/`. It can take long. Interrupt it and start it again
    as you like: finished engines are kept, and an unfinished one never carries its final name.
+5. Copy `engines/` back and run `dexport finalize KIT.dxb --engines engines` where dexport is: it writes the finished bundle.
 
 | engine | model | profiles |
 |---|---|---|

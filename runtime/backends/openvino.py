@@ -10,6 +10,7 @@ and where it comes out wrong the integers are multiplied in fp32, which is exact
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dexport.errors import Failure, UserError
+from dexport.runtime.builders.builder import Layer
 
 Array = npt.NDArray[Any]
 _QUANTIZED = b'type="FakeQuantize"'
 _PRECISIONS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}  # fp16 is a storage format on CPUs: they compute it in fp32
+
+
+_FORMATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+_MULTIPLIES = re.compile("FullyConnected|MatMul|Convolution|Attention")
 
 
 class OpenVinoEngine:
@@ -78,10 +84,29 @@ class OpenVinoEngine:
                 raise Failure(self._name, expected=f"OpenVINO to compile {shapes}", got=_reason(error), fix="rebuild the bundle") from error
         return self._compiled[key]
 
+    def layers(self) -> list[Layer]:
+        """What the plugin made of the model for the shapes that have been asked for."""
+        return [
+            _layer(op.get_rt_info())
+            for request in self._compiled.values()
+            for op in request.get_compiled_model().get_runtime_model().get_ops()
+        ]
+
     def close(self) -> None:
         """Frees the compiled models."""
         self._compiled.clear()
         self._model = None
+
+
+def _layer(facts: Any) -> Layer:
+    """An operation of the compiled model, from what the plugin notes of it under the keys of OpenVINO's exec_model_info.
+
+    What it computes in ends the name of its primitive ("brgemm_avx2_f32"); `runtimePrecision` may be that of its weights alone.
+    """
+    kind = str(facts["layerType"].value)
+    precision = str(facts["primitiveType"].value).rpartition("_")[2].lower()
+    nodes = frozenset(str(facts["originalLayersNames"].value).split(","))
+    return Layer(nodes, kind, frozenset({_FORMATS.get(precision, precision)}), _MULTIPLIES.search(kind) is not None)
 
 
 def _openvino() -> Any:

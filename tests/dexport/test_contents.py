@@ -70,3 +70,11 @@ def test_videos_and_bundles_without_golden_outputs() -> None:
 
 def test_golden_outputs_are_listed() -> None:
     assert "pipeline  tolerance 0.01" in _text(golden=(Golden(inputs="a", outputs="b", component="pipeline", tolerance=0.01),))
+
+
+def test_a_kit_says_what_it_asks_for() -> None:
+    components = complete_manifest().components
+    loop = components["loop"]
+    asked = {"asked": [["int8", "qkv"], ["int8", "up"], ["fp16", "head"]]}
+    kit = dataclasses.replace(loop, variants=(dataclasses.replace(loop.variants[0], format="tensorrt-kit", kernels=asked),))
+    assert "asked 64x64: 1 products in fp16, 2 products in int8" in _text(components={**components, "loop": kit})

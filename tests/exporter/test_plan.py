@@ -55,6 +55,12 @@ def test_a_precision_that_is_none_is_refused(pixart: Path) -> None:
         plan(BuildOptions(model=str(pixart), target="cpu", precision="int3"))
 
 
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "rtx-4090"])
+def test_a_kit_of_what_needs_none_is_refused(pixart: Path, target: str) -> None:
+    with pytest.raises(UserError, match=r"--kit: expected the target cpu or a Jetson, got .*nothing to be built on the device; drop --kit"):
+        plan(BuildOptions(model=str(pixart), target=target, kit=True))
+
+
 def test_a_budget_of_time_needs_a_device_whose_speed_is_known() -> None:
     message = "^--budget-ms: expected a device whose speed is known, got cpu: its speed depends on the machine at hand; drop it, or choose"
     with pytest.raises(UserError, match=message):

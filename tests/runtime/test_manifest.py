@@ -50,6 +50,8 @@ def test_native_files_are_those_of_native_variants_and_those_named_like_code() -
         (lambda d: d.update(family="a\nb"), r"family: expected a name of letters.*, got 'a\\nb'"),
         (lambda d: d["model"].update(sha256="0" * 64 + "\n"), "model.sha256: expected 64 lower-case hexadecimal digits|maxLength"),
         (lambda d: _variant(d).update(format="exe"), r"loop.variants.0.format: expected one of openvino, onnx, .*, got 'exe'"),
+        (lambda d: _variant(d).update(profiles={}), "loop.variants.0.profiles: expected ranges of input shapes, or null, got an object"),
+        (lambda d: _variant(d).update(profiles={"ranges": [{"x": [[1], [0], [1]]}]}), "profiles: expected ranges of input shapes, or null"),
         (lambda d: _variant(d).update(artifact="../x"), r"loop.variants.0.artifact: expected a plain relative path .*, got '../x'"),
         (lambda d: _variant(d).update(files=["graphs/loop.bin"]), f"expected the artifact '{LOOP}' among its files, got 1 other files"),
         (lambda d: _variant(d)["files"].append("no.bin"), "components.loop.variants.0: expected 'no.bin' listed under files, got 9 other"),

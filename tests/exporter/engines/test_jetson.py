@@ -13,13 +13,13 @@ import onnx.parser
 import pytest
 
 from dexport.errors import DexportError, Failure, UserError
-from dexport.exporter.engines.jetson import InputRange, KitComponent, KitPlugins, trtexec_flags, write_kit
+from dexport.exporter.engines.jetson import KitComponent, KitPlugins, write_kit
 from dexport.targets.catalogue import find
 
 ORIN = find("jetson-orin-nano-8gb@jetpack-6.2")
 DYNAMIC = "g (float[B,4] latent, float[1,4] row) => (float[B,4] y) { y = Add(latent, row) }"
 STATIC = "g (float[2,4] x) => (float[2,4] y) { y = Relu(x) }"
-PROFILES = ((InputRange("latent", (1, 4), (1, 4), (1, 4)),), (InputRange("latent", (2, 4), (2, 4), (8, 4)),))
+PROFILES = ({"latent": ((1, 4), (1, 4), (1, 4))}, {"latent": ((2, 4), (2, 4), (8, 4))})
 
 STAND_IN = """#!/usr/bin/env bash
 set -eu
@@ -78,27 +78,6 @@ def _build(bundle: Path, **environment: str) -> subprocess.CompletedProcess[str]
 def _calls(bundle: Path) -> list[str]:
     path = bundle.parent / "calls"
     return path.read_text().splitlines() if path.exists() else []
-
-
-def test_flags_of_a_model_with_two_profiles(components: list[KitComponent]) -> None:
-    assert trtexec_flags(components[0], ORIN) == (
-        "--stronglyTyped",
-        "--skipInference",
-        "--profilingVerbosity=detailed",
-        "--memPoolSize=workspace:1433M",
-        "--profile=0",
-        "--minShapes=latent:1x4",
-        "--optShapes=latent:1x4",
-        "--maxShapes=latent:1x4",
-        "--profile=1",
-        "--minShapes=latent:2x4",
-        "--optShapes=latent:2x4",
-        "--maxShapes=latent:8x4",
-    )
-
-
-def test_flags_of_a_model_with_fixed_sizes_name_no_shapes(components: list[KitComponent]) -> None:
-    assert not [flag for flag in trtexec_flags(components[1], ORIN) if "Shapes" in flag or "profile=" in flag]
 
 
 def test_files_of_a_kit(bundle: Path, components: list[KitComponent]) -> None:
@@ -241,15 +220,15 @@ def _refused(bundle: Path, component: KitComponent, **options: object) -> Dexpor
         ({"onnx": "../denoiser.onnx"}, "expected a plain path inside the bundle, got ../denoiser.onnx"),
         ({"onnx": "/denoiser.onnx"}, "expected a plain path inside the bundle"),
         ({"profiles": ()}, "component denoiser: expected profiles for latent, got 0 profiles"),
-        ({"profiles": ((),)}, "profile 0: expected a range for each input with an unknown size (latent), got none"),
-        ({"profiles": ((InputRange("row", (1, 4), (1, 4), (1, 4)),),)}, "(latent), got row; list these inputs"),
-        ({"profiles": ((InputRange("latent", (1,), (1,), (1,)),),)}, "profile 0, input latent: expected 2 dimensions"),
+        ({"profiles": ({},)}, "profile 0: expected a range for each input with an unknown size (latent), got none"),
+        ({"profiles": ({"row": ((1, 4), (1, 4), (1, 4))},)}, "(latent), got row; list these inputs"),
+        ({"profiles": ({"latent": ((1,), (1,), (1,))},)}, "profile 0, input latent: expected 2 dimensions"),
         (
-            {"profiles": ((InputRange("latent", (2, 4), (1, 4), (2, 4)),),)},
+            {"profiles": ({"latent": ((2, 4), (1, 4), (2, 4))},)},
             "expected 1 <= smallest <= usual <= largest on axis 0, got 2, 1, 2; correct the profile",
         ),
-        ({"profiles": ((InputRange("latent", (0, 4), (1, 4), (2, 4)),),)}, "on axis 0, got 0, 1, 2"),
-        ({"profiles": ((InputRange("latent", (1, 4), (1, 5), (1, 5)),),)}, "expected 4 on axis 1, which the model fixes, got 4, 5, 5"),
+        ({"profiles": ({"latent": ((0, 4), (1, 4), (2, 4))},)}, "on axis 0, got 0, 1, 2"),
+        ({"profiles": ({"latent": ((1, 4), (1, 5), (1, 5))},)}, "expected 4 on axis 1, which the model fixes, got 4, 5, 5"),
     ],
 )
 def test_faulty_components_are_refused_before_anything_is_written(bundle: Path, changes: dict[str, object], message: str) -> None:
@@ -267,7 +246,7 @@ def test_models_the_parser_cannot_take_are_refused(bundle: Path) -> None:
 
 
 def test_shapes_for_a_model_without_free_sizes_are_refused(bundle: Path) -> None:
-    component = KitComponent("decoder", "graphs/decoder.onnx", ((InputRange("x", (2, 4), (2, 4), (2, 4)),),), 0)
+    component = KitComponent("decoder", "graphs/decoder.onnx", ({"x": ((2, 4), (2, 4), (2, 4))},), 0)
     assert "expected no profiles, for all sizes are fixed, got 1 profiles" in str(_refused(bundle, component))
 
 
@@ -276,7 +255,7 @@ def test_input_names_that_trtexec_cannot_read_are_refused(bundle: Path) -> None:
     model = onnx.load(str(path))
     model.graph.input[0].name = model.graph.node[0].input[0] = "a,b"
     onnx.save(model, str(path))
-    component = KitComponent("denoiser", "graphs/denoiser.onnx", ((InputRange("a,b", (1, 4), (1, 4), (1, 4)),),), 0)
+    component = KitComponent("denoiser", "graphs/denoiser.onnx", ({"a,b": ((1, 4), (1, 4), (1, 4))},), 0)
     assert "which trtexec can read, got a,b; rename the input" in str(_refused(bundle, component))
 
 

@@ -1,0 +1,45 @@
+"""Engines that `kit/build.sh` of a Jetson kit has built on a device without dexport, taken over into a finished bundle."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dexport.errors import UserError
+from dexport.targets.target import Target
+from dexport.targets.tensorrt import dotted
+
+_MADE_BY = re.compile(r"TensorRT (\d+) (.*)")
+
+
+def take(engines: Path, name: str, options: Sequence[str], target: Target, folder: Path) -> dict[str, Any]:
+    """Copies an engine and its layers into `folder`; returns nothing to note of the build, which nobody watched.
+
+    Args:
+        engines: the folder that build.sh has filled.
+
+    Raises:
+        UserError: the engine is missing, or was built with another TensorRT or from another kit.
+    """
+    stamp = engines / f"{name}.made-by"
+    fix = "run `bash kit/build.sh` of this kit on the device and copy its folder engines/"
+    try:
+        found = _MADE_BY.fullmatch(stamp.read_text(encoding="utf-8", errors="replace").strip())
+    except OSError as error:
+        raise UserError(str(stamp), expected="what kit/build.sh writes", got=error.strerror or "an error", fix=fix) from error
+    assert target.tensorrt is not None
+    code, flags = (int(found[1]), found[2]) if found else (0, "")
+    major, minor = target.tensorrt[:2]
+    if code // 100 != major * 100 + minor:
+        raise UserError(str(stamp), expected=f"TensorRT {dotted((major, minor))}", got=f"{code // 10000}.{code // 100 % 100}", fix=fix)
+    if flags != " ".join(options):
+        raise UserError(str(stamp), expected="the flags of this kit", got=flags or "none", fix=fix)
+    for file in (f"{name}.engine", f"{name}.layers.json"):
+        try:
+            shutil.copyfile(engines / file, folder / file)
+        except FileNotFoundError as error:
+            raise UserError(str(engines / file), expected="what kit/build.sh writes", got="no such file", fix=fix) from error
+    return {}
