@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from dexport.errors import Failure, UserError
 from dexport.runtime.noise import Noise
-from dexport.runtime.program import Coefficient, Combine, Draw, Index, Instruction, Linear, Program, Ref, Row, Run, Term, reads, writes
+from dexport.runtime.program import Coefficient, Combine, Draw, Index, Instruction, Program, Ref, Row, Run, Term, reads, writes
+from dexport.runtime.trace import scale_of, trace_line
 
 Array = npt.NDArray[Any]
 Component = Callable[[dict[str, Array]], Mapping[str, Array]]
@@ -40,6 +41,7 @@ def run_program(
     on_step: OnStep | None = None,
     cancel: Callable[[], bool] | None = None,
     release: Callable[[str], None] | None = None,
+    trace: Callable[[str], None] | None = None,
 ) -> dict[str, Array]:
     """Runs a program that `check_program` has accepted.
 
@@ -54,6 +56,7 @@ def run_program(
         on_step: called after each iteration with its index, its timestep and the live buffers (copy what is to be kept).
         cancel: asked before every instruction; true stops the run.
         release: called once per component, right after its last run.
+        trace: called before every instruction with the line that says what it does, see `trace.trace_line`.
 
     Returns:
         The arrays of `program.results`.
@@ -71,6 +74,8 @@ def run_program(
         where = f"program '{program.name}', {place}"
         if cancel is not None and cancel():
             raise Cancelled(where, expected="to run to the end", got="a request to stop", fix="run it again for a result")
+        if trace is not None:
+            trace(trace_line(place, instruction, machine.parameters))
         machine.execute(instruction, where)
         for component in last_components.get(position, ()):
             machine.forget_component(component)
@@ -126,7 +131,8 @@ class _Machine:
         batch: int,
     ) -> None:
         self.buffers: dict[str, Array] = dict(request)
-        self._program, self._components, self._parameters = program, components, parameters
+        self.parameters = parameters
+        self._program, self._components = program, components
         self._noise, self._tables, self._batch = noise, tables, batch
         self._writable: set[str] = set()  # buffers whose memory was allocated here
         self._version: dict[str, int] = {}
@@ -243,10 +249,7 @@ class _Machine:
         """A float32 array that broadcasts over the buffer: 0-dimensional unless it is a table row."""
         if isinstance(coefficient, Row):
             return np.asarray(self._tables[coefficient.table][coefficient.row], np.float32)
-        if isinstance(coefficient, Linear):
-            slopes = coefficient.slopes.items()
-            coefficient = coefficient.constant + sum(slope * self._parameters[name] for name, slope in slopes)
-        return np.array(coefficient, np.float32)
+        return np.asarray(scale_of(coefficient, self.parameters))
 
 
 def _check_finite(array: Array, where: str) -> None:

@@ -10,14 +10,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import jsonschema
-
-from dexport.errors import UserError
-from dexport.runtime.strict_json import parse_json, shown
+from dexport.runtime.schema_check import check_schema
+from dexport.runtime.strict_json import parse_json
 
 SCHEMA_VERSION = 1
 BATCH = "batch"
@@ -262,21 +258,8 @@ def program_from_json(text: bytes, where: str) -> Program:
         UserError: not JSON, not of the schema, or a newer schema; names the place in the document.
     """
     document = parse_json(text, where, max_bytes=MAX_PROGRAM_BYTES)
-    error = next(_validator().iter_errors(document), None)
-    if error is not None:
-        place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error.absolute_path).lstrip(".")
-        raise UserError(
-            f"{where}{f', {shown(place)}' if place else ''}",
-            expected=f"a sampling program of schema {SCHEMA_VERSION}",
-            got=shown(error.message, 300),
-            fix="rebuild the bundle, or update dexport if the bundle is newer",
-        )
+    check_schema(document, "program", where)
     return _program(document)
-
-
-@cache
-def _validator() -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(json.loads((files("dexport.runtime") / "schemas" / "program.schema.json").read_text("utf-8")))
 
 
 def _buffer_document(buffer: Buffer) -> dict[str, Any]:
