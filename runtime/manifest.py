@@ -6,17 +6,16 @@ paths can become one on any file system. Writer and reader share it.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 import jsonschema
 
 from dexport.errors import UserError
+from dexport.runtime.schema_check import check_schema, schema_named
 from dexport.runtime.strict_json import parse_json, shown
 
 SCHEMA = 1
@@ -27,17 +26,6 @@ NATIVE_FORMATS = frozenset({"tensorrt", "tensorrt-rtx"})
 NATIVE_SUFFIXES = (".so", ".dll", ".dylib", ".plan", ".engine", ".cubin", ".ptx", ".cu")
 
 _REBUILD = "get the bundle again or rebuild it"
-
-_WORDS = {
-    "const": "{}",
-    "minimum": "a number from {}",
-    "maximum": "a number up to {}",
-    "minItems": "at least {} items",
-    "maxItems": "at most {} items",
-    "minProperties": "at least {} keys",
-    "maxProperties": "at most {} keys",
-    "maxLength": "at most {} characters",
-}
 
 JsonObject = dict[str, Any]
 
@@ -222,9 +210,7 @@ def manifest_from_json(data: bytes, where: str) -> Manifest:
     """
     document = parse_json(data, where, max_bytes=MAX_MANIFEST_BYTES)
     _check_version(document, where)
-    error = next(_validator().iter_errors(document), None)
-    if error is not None:
-        raise _schema_error(error, where)
+    check_schema(document, "manifest", where)
     manifest = _manifest(document)
     check_collisions([*manifest.files, MANIFEST_NAME], where)
     _check_references(manifest, where)
@@ -233,7 +219,7 @@ def manifest_from_json(data: bytes, where: str) -> Manifest:
 
 def check_path(path: str, where: str) -> str:
     """Returns `path` if it is a plain relative path by the schema's rule, else raises UserError."""
-    rule = _schema()["$defs"]["path"]
+    rule = schema_named("manifest")["$defs"]["path"]
     if not jsonschema.Draft202012Validator(rule).is_valid(path):
         raise UserError(where, expected=rule["description"], got=f"'{shown(path)}'", fix=_REBUILD)
     return path
@@ -253,23 +239,6 @@ def check_collisions(paths: Iterable[str], where: str) -> None:
                 raise UserError(where, expected="file names that differ by more than case", got=got, fix=_REBUILD)
 
 
-@functools.cache
-def _schema() -> JsonObject:
-    text = resources.files("dexport.runtime").joinpath("schemas/manifest.schema.json").read_text(encoding="utf-8")
-    schema: JsonObject = json.loads(text)
-    return schema
-
-
-@functools.cache
-def _validator() -> Any:
-    """The schema's validator; unlike the standard, 1.0 is no integer here, so that none has to be converted."""
-    checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    )
-    extend: Any = jsonschema.validators.extend
-    return extend(jsonschema.Draft202012Validator, type_checker=checker)(_schema())
-
-
 def _check_version(document: Any, where: str) -> None:
     schema = document.get("schema") if isinstance(document, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
@@ -280,24 +249,6 @@ def _check_version(document: Any, where: str) -> None:
             got=f"schema {schema}, written by dexport {writer}",
             fix=f"install dexport {writer} or newer to read it",
         )
-
-
-def _schema_error(error: Any, where: str) -> UserError:
-    place = ".".join(shown(str(part), 60) for part in error.absolute_path)
-    got = shown(error.instance) if not isinstance(error.instance, str) else f"'{shown(error.instance)}'"
-    rule, value = error.validator, error.validator_value
-    expected = error.schema.get("description", _WORDS.get(rule, f"{rule} {{}}").format(value))
-    if rule == "required":
-        expected, got = f"the key {next(key for key in value if key not in error.instance)!r}", "none"
-    elif rule == "additionalProperties":
-        known = error.schema["properties"]
-        got = f"the key '{shown(next(key for key in error.instance if key not in known))}'"
-        expected = f"only the keys {', '.join(known)}"
-    elif rule == "enum":
-        expected = f"one of {', '.join(map(str, value))}"
-    elif rule == "type":
-        expected = error.schema.get("description", f"JSON of type {value if isinstance(value, str) else ' or '.join(value)}")
-    return UserError(f"{where}: {place}" if place else where, expected=expected, got=got, fix=_REBUILD)
 
 
 def _check_references(manifest: Manifest, where: str) -> None:

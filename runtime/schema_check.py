@@ -26,13 +26,11 @@ _WORDS = {
     "maxLength": "at most {} characters",
 }
 
-JsonObject = dict[str, Any]
-
 
 @functools.cache
-def schema(name: str) -> JsonObject:
+def schema_named(name: str) -> dict[str, Any]:
     """The schema "manifest" or "program"."""
-    document: JsonObject = json.loads((resources.files("dexport.runtime") / "schemas" / f"{name}.schema.json").read_text("utf-8"))
+    document: dict[str, Any] = json.loads((resources.files("dexport.runtime") / "schemas" / f"{name}.schema.json").read_text("utf-8"))
     return document
 
 
@@ -61,7 +59,7 @@ def _validator(name: str) -> Any:
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
     extend: Any = jsonschema.validators.extend
-    return extend(jsonschema.Draft202012Validator, type_checker=checker)(schema(name))
+    return extend(jsonschema.Draft202012Validator, type_checker=checker)(schema_named(name))
 
 
 def _expected_and_got(error: Any) -> tuple[str, str]:

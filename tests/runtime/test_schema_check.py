@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dexport.errors import UserError
-from dexport.runtime.schema_check import check_schema, schema
+from dexport.runtime.schema_check import check_schema, schema_named
 
 
 @pytest.mark.parametrize(
@@ -24,5 +24,5 @@ def test_the_first_violation_is_named(document: Any, message: str) -> None:
 
 def test_every_pattern_has_words_or_says_itself() -> None:
     """What a reader sees where a name is wrong."""
-    parts = [*schema("program")["$defs"].values(), *schema("manifest")["$defs"].values()]
+    parts = [*schema_named("program")["$defs"].values(), *schema_named("manifest")["$defs"].values()]
     assert all("description" in part for part in parts if "pattern" in part)
