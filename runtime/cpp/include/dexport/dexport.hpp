@@ -11,6 +11,7 @@
 /// What threads may do is said in dexport.h.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -110,6 +111,19 @@ public:
     }
 
     [[nodiscard]] std::string program() const { return dexport_result_program(result_.get()); }
+
+    /// Writes the pictures, or the frames of videos, to OUT.png, OUT-0.png, ... or OUT.npy; see dexport_save.
+    std::vector<std::string> save(const std::string& path) const {
+        dexport_tensor tensor = pictures();
+        if (tensor.shape[1] == 1) {  // a frame alone is a picture
+            std::copy(tensor.shape + 2, tensor.shape + 5, tensor.shape + 1);
+            tensor.axes = 4;
+        }
+        std::vector<std::string> files;
+        const auto on_file = [](void* user, const char* file) { static_cast<std::vector<std::string>*>(user)->emplace_back(file); };
+        check(dexport_save(&tensor, path.c_str(), on_file, &files));
+        return files;
+    }
 
 private:
     std::unique_ptr<dexport_result, void (*)(dexport_result*)> result_;

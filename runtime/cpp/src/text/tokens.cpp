@@ -16,8 +16,8 @@ Tokens tokenize(const Tokenizer& tokenizer, const std::vector<std::string>& prom
         tokens.ids.insert(tokens.ids.end(), encoding.ids.begin(), encoding.ids.end());
         tokens.mask.insert(tokens.mask.end(), encoding.mask.begin(), encoding.mask.end());
         if (encoding.left_out > 0) {
-            tokens.warnings.push_back(name + " takes " + std::to_string(tokens.length) + " tokens; the last " +
-                                      std::to_string(encoding.left_out) + " of the prompt are left out: " + repr(shown(prompts[index])));
+            tokens.warnings.push_back(name + " takes " + std::to_string(tokens.length) + " tokens; " + std::to_string(encoding.left_out) +
+                                      " of the prompt do not fit and are left out: " + repr(shown(prompts[index])));
         }
     }
     return tokens;
