@@ -48,12 +48,13 @@ std::string compile_cache() {
 void check_formats(const Bundle& bundle) {
     for (const auto& [name, component] : bundle.manifest().components) {
         for (const Variant& variant : component.variants) {
-            if (variant.format == "tensorrt-kit") {
-                throw user_error(bundle.path() + ": " + name, "engines", "a build kit for a device",
-                                 "run kit/build.sh on the device, as kit/README.md says");
+            const std::string where = bundle.path() + ": " + name;
+            const std::size_t suffix = variant.format.rfind("-kit");
+            if (suffix != std::string::npos && suffix + 4 == variant.format.size()) {
+                throw user_error(where, "engines", "a build kit for a device", "run on the device: dexport finalize " + bundle.path());
             }
             if (variant.format != "openvino") {
-                throw user_error(bundle.path() + ": " + name, "a format that this build of the library runs, openvino", variant.format,
+                throw user_error(where, "a format that this build of the library runs, openvino", variant.format,
                                  "rebuild with --target cpu, or run it with the Python package");
             }
         }
