@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -56,7 +57,7 @@ def _sentencepiece(rule: str) -> tuple[list[tuple[str, float]], bytes]:
         normalization_rule_name=rule,
         minloglevel=2,
     )
-    model = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())
+    model: Any = sentencepiece_model_pb2.ModelProto.FromString(written.getvalue())  # type: ignore[attr-defined]
     return [(piece.piece, piece.score) for piece in model.pieces], model.normalizer_spec.precompiled_charsmap
 
 
