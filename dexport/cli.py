@@ -282,12 +282,35 @@ def selftest(context: click.Context, bundle: Path, trust: bool) -> None:
     "--engines", metavar="FOLDER", type=click.Path(path_type=Path), help="Take what kit/build.sh built on a device without dexport."
 )
 @click.option("--test/--no-test", default=True, show_default=True, help="Run the golden inputs before anything is written.")
+@click.option("--ssh", metavar="[USER@]HOST[:PORT]", help="Do it there, with OpenSSH: copy the kit, follow, bring the result back.")
+@click.option("--detach", is_flag=True, help="With --ssh: return when it has started; it goes on without a connection.")
+@click.option("--attach", is_flag=True, help="With --ssh: follow what was started, and bring the result back.")
+@click.option("--status", is_flag=True, help="With --ssh: say how far it is; exit code 1 if it failed.")
+@click.option("--clean", is_flag=True, help="With --ssh: delete the kit and its work there at the end.")
+@click.option("--remote-dexport", metavar="PATH", default="dexport", show_default=True, help="The dexport there.")
+@click.option("--ssh-command", metavar="COMMAND", default="ssh", show_default=True, help="The OpenSSH client, with options if need be.")
 @_common
-def finalize(**arguments: Any) -> None:
-    """Build the engines of KIT on this device and write a finished bundle; resumes where it was stopped."""
+@click.pass_context
+def finalize(context: click.Context, /, **arguments: Any) -> None:
+    """Build the engines of KIT on this device and write a finished bundle; resumes where it was stopped.
+
+    With --ssh the device builds, and needs dexport too. A lost connection is made again; the same command goes on where it was.
+    """
     from dexport.finalizing import FinalizeRequest, finalize_command
 
-    finalize_command(FinalizeRequest(**arguments))
+    if not finalize_command(FinalizeRequest(**arguments)):
+        context.exit(1)
+
+
+@dexport.command("finalize-job", hidden=True)
+@click.argument("action")
+@click.argument("digest")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def finalize_job(action: str, digest: str, arguments: tuple[str, ...]) -> None:
+    """What `finalize --ssh` runs on the device."""
+    from dexport.finalizing import job_command
+
+    job_command(action, digest, arguments)
 
 
 @dexport.command()

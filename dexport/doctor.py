@@ -16,6 +16,7 @@ import click
 from dexport.columns import amount, columns
 from dexport.errors import UserError
 from dexport.machine import Gpu, Machine, this_machine
+from dexport.runtime.builders.tensorrt import find_trtexec
 from dexport.runtime.trust import default_trust_file, trusted_hashes
 from dexport.targets.tensorrt import RTX_COMPUTE_CAPABILITIES
 
@@ -133,8 +134,16 @@ def _running(extras: Mapping[str, Mapping[str, str]], gpu: Gpu) -> tuple[Ability
         _with_gpu(_packages("onnxruntime-cuda bundles", extras["onnxruntime-gpu"], "onnxruntime-gpu"), gpu),
         _with_gpu(rtx, gpu, RTX_COMPUTE_CAPABILITIES),
         _with_gpu(classic, gpu),
+        _with_gpu(_trtexec(), gpu),
         _packages("write .mp4", extras["video"], "video"),
     )
+
+
+def _trtexec() -> Ability:
+    """Whether `dexport finalize` can build a Jetson's engines; that they fit the kit is for it to check."""
+    if find_trtexec():
+        return Ability("finish Jetson kits", True, "", "")
+    return Ability("finish Jetson kits", False, "no trtexec", "sudo apt-get install nvidia-jetpack, or set TRTEXEC")
 
 
 def _packages(name: str, wanted: Mapping[str, str], extras: str, imports: str | None = None) -> Ability:

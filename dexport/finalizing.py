@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +13,12 @@ from typing import TYPE_CHECKING
 import click
 
 from dexport.columns import amount
+from dexport.errors import UserError
 from dexport.progress import reporting
 
 if TYPE_CHECKING:
     from dexport.runtime.finalize.finalize import Finished
+    from dexport.runtime.finalize.job import Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +29,62 @@ class FinalizeRequest:
     output: Path | None
     engines: Path | None
     test: bool
+    ssh: str | None
+    detach: bool
+    attach: bool
+    status: bool
+    clean: bool
+    remote_dexport: str
+    ssh_command: str
 
 
-def finalize_command(request: FinalizeRequest) -> None:
-    """Finishes a kit and says what came of it.
+def finalize_command(request: FinalizeRequest) -> bool:
+    """Finishes a kit and says what came of it, or how far it is; false if it failed on the device.
 
     Raises:
         UserError: whatever is wrong with the request.
         Failure: what broke on the way.
     """
     output = request.output or default_output(request.kit)
-    _finalize_here(request, output)
+    modes = [f"--{name}" for name in ("detach", "attach", "status") if getattr(request, name)]
+    if len(modes) > 1:
+        raise UserError("finalize", expected="one of --detach, --attach and --status", got=" and ".join(modes), fix="drop the others")
+    if request.ssh is None:
+        if modes or request.clean:
+            option = (modes or ["--clean"])[0]
+            raise UserError(option, expected="--ssh", got="none", fix=f"add --ssh USER@DEVICE, or drop {option}")
+        _finalize_here(request, output)
+        return True
+    if request.engines is not None:
+        raise UserError("--engines", expected="no --ssh, for those engines are built already", got="both", fix="drop --ssh")
+    return _finalize_there(request, request.ssh, output)
+
+
+def job_command(action: str, digest: str, arguments: Sequence[str]) -> None:
+    """What a desk asks of this device, see `runtime/finalize/job.py`; bytes go through standard input and output.
+
+    Raises:
+        UserError: no such job or action.
+        Failure: the disk is full, or the kit arrived damaged.
+    """
+    from dexport.runtime.finalize.job import job_of, status_to_json
+
+    job = job_of(digest)
+    match (action, *arguments):
+        case ("status",):
+            click.echo(json.dumps(status_to_json(job.status())))
+        case ("receive", offset, size):
+            job.receive(sys.stdin.buffer, int(offset), int(size))
+        case ("start", *options):
+            click.echo(json.dumps(status_to_json(job.start(options))))
+        case ("follow", offset):
+            job.follow(int(offset), sys.stdout.buffer)
+        case ("send", offset):
+            job.send(int(offset), sys.stdout.buffer)
+        case ("clean",):
+            job.clean()
+        case _:
+            raise UserError("finalize-job", expected="an action of finalize --ssh", got=action, fix="leave it to `dexport finalize --ssh`")
 
 
 def default_output(kit: Path) -> Path:
@@ -50,6 +100,48 @@ def _finalize_here(request: FinalizeRequest, output: Path) -> None:
         finished = finalize(request.kit, output, test=request.test, engines=request.engines, report=report)
     for line in summary(finished, time.monotonic() - start):
         click.echo(line)
+
+
+def _finalize_there(request: FinalizeRequest, address: str, output: Path) -> bool:
+    from dexport.runtime.finalize.remote import Remote
+    from dexport.runtime.finalize.ssh import parse_host
+
+    host = parse_host(address, request.ssh_command, request.remote_dexport)
+    if output.suffix != ".dxb":
+        raise UserError(str(output), expected="a name that ends in .dxb", got=output.name, fix="choose one with -o")
+    if request.status:
+        status = Remote(request.kit, host).status()
+        click.echo(status_line(status))
+        return status.stage != "failed"
+    start = time.monotonic()
+    with reporting() as report:
+        remote = Remote(request.kit, host, report)
+        if not request.attach:
+            remote.start([] if request.test else ["--no-test"])
+        if not request.detach:
+            remote.fetch(output, remote.follow())
+            if request.clean:
+                remote.clean()
+    if request.detach:
+        click.echo(f"started on {host.login}; follow it and fetch the result with --attach, look with --status")
+    else:
+        click.echo(f"wrote {output}: {amount(output.stat().st_size, 'B')}, finished on {host.login}, in {time.monotonic() - start:.1f} s")
+    return True
+
+
+def status_line(status: Status) -> str:
+    """How far a job on a device is, in words."""
+    match status.stage:
+        case "absent":
+            return "absent: nothing of this kit is there"
+        case "copying":
+            return f"copying: {amount(status.received, 'B')} have arrived; run it again to go on"
+        case "copied":
+            return "copied: not started; run it again to go on"
+        case "done":
+            return f"done: {amount(status.result_bytes, 'B')}; fetch it with --attach"
+        case stage:
+            return f"{stage}: {status.line or 'it has said nothing yet'}"
 
 
 def summary(finished: Finished, seconds: float) -> list[str]:

@@ -29,7 +29,7 @@ class OpenVinoFiles:
 
 _MODULE = "dexport.runtime.builders.openvino"
 _MEMORY_BASE, _MEMORY_SHARE = 128 << 20, 2.1
-"""Measured with OpenVINO 2026.4: peaks of 588 and 1613 MiB for 256 and 768 MiB of fp32 weights, file pages included."""
+"""Measured with OpenVINO 2026.4: peaks of 588 and 1613 MiB for 256 and 768 MiB of weights, file pages included."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def tensorrt_builder(target: Target, device: Device, cache: Path) -> TensorRTBui
     Args:
         cache: folder for timing caches, one per board, GPU, power mode and TensorRT: kernels are chosen at the clocks of a mode.
     """
-    trtexec = os.environ.get("TRTEXEC") or shutil.which("trtexec") or (_USUAL_PLACE if os.access(_USUAL_PLACE, os.X_OK) else "")
+    trtexec = find_trtexec()
     version = trtexec_version(trtexec) if trtexec else ""
     place = "-".join((device.board or device.machine, f"sm{device.sm}", device.power_mode or "mode", f"tensorrt-{version}"))
     tools = {"tensorrt": version, "gpu": f"sm{device.sm}", "power_mode": device.power_mode}
@@ -124,6 +124,11 @@ def tensorrt_builder(target: Target, device: Device, cache: Path) -> TensorRTBui
 def memory_needed(weight_bytes: int) -> int:
     """Bytes of free memory that building a model takes, from the size of its weights."""
     return _MEMORY_BASE + int(_MEMORY_SHARE * weight_bytes)
+
+
+def find_trtexec() -> str:
+    """$TRTEXEC, or the one in PATH, or where the package puts it; empty if it is nowhere."""
+    return os.environ.get("TRTEXEC") or shutil.which("trtexec") or (_USUAL_PLACE if os.access(_USUAL_PLACE, os.X_OK) else "")
 
 
 def trtexec_version(trtexec: str) -> str:

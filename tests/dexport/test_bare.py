@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.dexport.bare import ROOT, bare_environment, build_wheel
+from tests.runtime.finalize.small_kit import small_kit
 
 _IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -72,3 +73,8 @@ def test_a_bundle_runs_without_torch(python: Path, pixart_cpu: Path, tmp_path: P
     assert result.stdout.startswith(f"wrote {out}")
     assert out.stat().st_size > 0
     assert "FAILED" not in _run(python, "-m", "dexport", "selftest", pixart_cpu).stdout
+
+
+def test_a_kit_is_finished_without_torch_or_onnx(python: Path, tmp_path: Path) -> None:
+    result = _run(python, "-m", "dexport", "finalize", small_kit(tmp_path / "kit.dxb"))
+    assert "2 engines built" in result.stdout and "golden test passed: 2 runs" in result.stdout

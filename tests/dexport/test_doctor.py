@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dexport.cli import main
-from dexport.doctor import Ability, Diagnosis, _numbers, _packages, _trust, _with_gpu, lines, requirements
+from dexport.doctor import Ability, Diagnosis, _numbers, _packages, _trtexec, _trust, _with_gpu, lines, requirements
 from dexport.machine import Gpu, Machine
 
 _NO_GPU = Gpu("", None, "no NVIDIA driver")
@@ -80,3 +80,11 @@ def test_the_command_prints_text_and_json(capsys: pytest.CaptureFixture[str]) ->
     document = json.loads(capsys.readouterr().out)
     assert document["packages"]["torch"].startswith("2.")
     assert {ability["name"] for ability in document["run"]} >= {"cpu bundles", "write .mp4"}
+
+
+def test_jetson_kits_need_trtexec(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRTEXEC", "/usr/src/tensorrt/bin/trtexec")
+    assert _trtexec().able
+    monkeypatch.delenv("TRTEXEC")
+    monkeypatch.setenv("PATH", "")
+    assert _trtexec().able == Path("/usr/src/tensorrt/bin/trtexec").exists()

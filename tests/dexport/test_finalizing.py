@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from dexport.cli import main
-from dexport.finalizing import default_output, summary
+from dexport.finalizing import default_output, status_line, summary
 from dexport.runtime.bundle import open_bundle
 from dexport.runtime.finalize.finalize import Finished
+from dexport.runtime.finalize.job import Status
 from dexport.runtime.selftest import Check
 from tests.runtime.finalize.small_kit import small_kit
 
@@ -39,3 +40,28 @@ def test_the_summary_says_what_was_kept_and_what_was_bad(tmp_path: Path) -> None
         "golden test passed: 2 runs, the worst error 0.0001 of 0.001 in loop",
         "warning: little memory",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--status"], "--status: expected --ssh, got none; add --ssh USER@DEVICE, or drop --status"),
+        (["--clean"], "--clean: expected --ssh, got none"),
+        (["--ssh", "x", "--attach", "--status"], "finalize: expected one of --detach, --attach and --status, got --attach and --status"),
+        (["--ssh", "x", "--engines", "y"], "--engines: expected no --ssh, for those engines are built already, got both"),
+        (["--ssh", "-x"], "--ssh: expected [USER@]HOST[:PORT], got '-x'"),
+        (["--ssh", "x", "-o", "folder"], "expected a name that ends in .dxb, got folder"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    assert main(["finalize", str(tmp_path / "kit.dxb"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_how_far_a_job_is_in_words() -> None:
+    assert status_line(Status("1", "copying", received=1500)) == "copying: 1.5 kB have arrived; run it again to go on"
+    assert status_line(Status("1", "copied")).startswith("copied: not started")
+    assert status_line(Status("1", "running", "build loop (1 of 3)")) == "running: build loop (1 of 3)"
+    assert status_line(Status("1", "running")) == "running: it has said nothing yet"
+    assert status_line(Status("1", "failed", "disk full")) == "failed: disk full"
+    assert status_line(Status("1", "done", result_bytes=2_000_000)) == "done: 2 MB; fetch it with --attach"
