@@ -3,12 +3,14 @@
 TensorRT's parser stops at the first operator it lacks, on the device, after minutes; some faults it does not report at all (a
 scale that is no constant makes the GEMM run in half precision). This module reads the structure of an ONNX file, without its
 weights, and reports every offence with its remedy. It knows operators, opsets, element types, which inputs must be constants
-and the rules of Q/DQ; it does not know which combinations of operand types an operator takes, nor TensorRT's own limits on
-shapes, so an empty list is necessary for a build, not sufficient.
+and the rules of Q/DQ: constant, positive scales of the right number and type, zero points of 0, 4-bit rows of even length. For
+TensorRT up to 10.3 it also knows which operators take no integers. It does not know TensorRT's own limits on shapes, so an empty
+list is necessary for a build, not sufficient.
 
 The table of operators is ``tensorrt_operators.json``; it names its sources.
 """
 
+import dataclasses
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -64,13 +66,15 @@ class _Context:
     folder: Path
     constants: dict[str, TensorProto]
     derived: frozenset[str]
+    types: dict[str, int]
+    shapes: dict[str, tuple[int | None, ...]]
 
 
 def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int, plugins: Collection[str] = ()) -> list[Problem]:
     """Everything in an ONNX file that this TensorRT's parser cannot take; empty if nothing was found.
 
     Args:
-        path: an ONNX file, whose external data need not be there except for zero points.
+        path: an ONNX file, whose external data need not be there except for scales and zero points.
         tensorrt: major and minor version.
         opset_max: highest opset to accept, `Target.onnx_opset`.
         plugins: operator names that plugin libraries of the build provide.
@@ -90,7 +94,7 @@ def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int, pl
     opset = next((item.version for item in model.opset_import if item.domain in _STANDARD), 0)
     problems = _opset_problems(path.name, opset, opset_max)
     functions = frozenset((item.domain, item.name) for item in model.functions)
-    context = _Context(tensorrt, opset, frozenset(plugins), functions, path.parent, {}, frozenset())
+    context = _Context(tensorrt, opset, frozenset(plugins), functions, path.parent, {}, frozenset(), {}, {})
     problems += _graph_problems(model.graph, context)
     for function in model.functions:
         for node in function.node:
@@ -155,7 +159,13 @@ def _within(graph: GraphProto, outer: _Context) -> _Context:
             derived.update(node.output)
         elif node.input and all(name in derived for name in node.input if name) and not any(True for _ in _subgraphs(node)):
             derived.update(node.output)
-    return _Context(outer.version, outer.opset, outer.plugins, outer.functions, outer.folder, constants, frozenset(derived))
+    types, shapes = dict(outer.types), dict(outer.shapes)
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        types[value.name] = value.type.tensor_type.elem_type
+        shapes[value.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim)
+    types |= {name: tensor.data_type for name, tensor in constants.items()}
+    shapes |= {name: tuple(tensor.dims) for name, tensor in constants.items()}
+    return dataclasses.replace(outer, constants=constants, derived=frozenset(derived), types=types, shapes=shapes)
 
 
 def _constant_tensor(attribute: AttributeProto) -> TensorProto | None:
@@ -222,7 +232,7 @@ def _type_problems(where: str, element_type: int, version: Version, *, interface
 
 
 def _operand_problems(node: NodeProto, context: _Context) -> list[Problem]:
-    table, problems = _table(), []
+    table, problems = _table(), _operand_type_problems(node, context)
     for position in table["constant_inputs"].get(node.op_type, ()):
         name = node.input[position] if position < len(node.input) else ""
         if name and name not in context.constants:
@@ -242,6 +252,20 @@ def _operand_problems(node: NodeProto, context: _Context) -> list[Problem]:
         if node.op_type in ("Cast", "Constant", "ConstantOfShape"):
             problems += _attribute_type_problems(node, attribute, context.version)
     return problems
+
+
+def _operand_type_problems(node: NodeProto, context: _Context) -> list[Problem]:
+    """What an operator is computed in, where the model says it and the versions are those for which the table knows it."""
+    rules = _table()["operand_types"]
+    kind = context.types.get(node.input[0], TensorProto.UNDEFINED) if node.input else TensorProto.UNDEFINED
+    if kind == TensorProto.UNDEFINED or context.version > _parse(rules["until"]):
+        return []
+    name = TensorProto.DataType.Name(kind)
+    legal = next((rule["types"] for rule in rules["types"] if node.op_type in rule["operators"]), [name])
+    if name in legal:
+        return []
+    expected = f"{' or '.join(legal)}, which TensorRT {_dotted(context.version)} computes it in"
+    return [Problem(_label(node), expected, f"{node.input[0]} of type {name}", f"cast to {legal[0]} before it")]
 
 
 def _attribute_type_problems(node: NodeProto, attribute: AttributeProto, version: Version) -> list[Problem]:
@@ -268,7 +292,56 @@ def _quantizer_problems(node: NodeProto, context: _Context) -> list[Problem]:
     if node.op_type == "QuantizeLinear" and per_channel and node.input[0] not in context.derived:
         fix = "use one scale per tensor, or fold the others into the weights"
         problems.append(Problem(_label(node), "one scale per activation tensor", f"{scale}, one per channel", fix))
-    return problems + _zero_point_problems(node, context)
+    if tensor is not None:
+        problems += _scale_value_problems(node, tensor, context)
+    return problems + _scale_form_problems(node, context) + _zero_point_problems(node, context)
+
+
+def _scale_value_problems(node: NodeProto, scale: TensorProto, context: _Context) -> list[Problem]:
+    """The parser refuses scales that are not positive; one that was rounded to fp16 may have become 0 or infinite."""
+    values = numpy_helper.to_array(_with_data(scale, context.folder)).astype(np.float64)
+    wrong = values[~((values > 0) & np.isfinite(values))]
+    if not wrong.size:
+        return []
+    got = f"{wrong.flat[0]:g} among the {values.size} of {node.input[1]}"
+    return [Problem(_label(node), "positive, finite scales", got, "store them in FLOAT, or leave a tensor of zeros unquantized")]
+
+
+def _scale_form_problems(node: NodeProto, context: _Context) -> list[Problem]:
+    """Number, rank and type of the scales against the tensor; an even last size where codes are packed two to a byte."""
+    data, scale = (context.shapes.get(name) for name in node.input[:2])
+    problems = []
+    if data is not None and scale is not None and (expected := _wrong_scale_shape(data, scale, _axis(node, len(data)))):
+        problems.append(Problem(_label(node), expected, f"scales {list(scale)} for {list(data)}", "export the scales in that shape"))
+    kinds = [context.types.get(name) for name in node.input[:2]]
+    if node.op_type == "QuantizeLinear" and all(kinds) and kinds[0] != kinds[1]:
+        names = [TensorProto.DataType.Name(kind) for kind in kinds if kind is not None]
+        problems.append(Problem(_label(node), f"scales of the input's type {names[0]}", names[1], "store the scales in that type"))
+    codes = context.types.get(node.output[0] if node.op_type == "QuantizeLinear" else node.input[0])
+    if codes == TensorProto.INT4 and data and data[-1] is not None and data[-1] % 2:
+        problems.append(Problem(_label(node), "an even last size of a 4-bit tensor", str(data[-1]), "pad it, or keep it in 8 bits"))
+    return problems
+
+
+def _axis(node: NodeProto, rank: int) -> int:
+    """The axis along which scales differ; TensorRT takes 0 where the node does not say."""
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    return axis + rank if axis < 0 else axis
+
+
+def _wrong_scale_shape(data: tuple[int | None, ...], scale: tuple[int | None, ...], axis: int) -> str:
+    """What would be right; empty if the scales are one for all, one per index of the axis, or blocks along one axis."""
+    if all(size == 1 for size in scale):
+        return ""
+    if len(scale) == 1:
+        size = data[axis] if axis < len(data) else None
+        return f"as many scales as axis {axis} is long" if size is not None and size != scale[0] else ""
+    if len(scale) != len(data):
+        return "one scale, one per channel, or as many dimensions as the tensor"
+    pairs = [(size, parts) for size, parts in zip(data, scale) if size is not None and parts is not None]
+    if sum(size != parts for size, parts in pairs) > 1 or any(size % parts for size, parts in pairs if parts):
+        return "blocks of equal length along one axis"
+    return ""
 
 
 def _zero_point_problems(node: NodeProto, context: _Context) -> list[Problem]:
@@ -288,9 +361,14 @@ def _zero_point_problems(node: NodeProto, context: _Context) -> list[Problem]:
 
 
 def _has_non_zero(tensor: TensorProto, folder: Path) -> bool:
-    if external_data_helper.uses_external_data(tensor):
-        loaded = TensorProto()
-        loaded.CopyFrom(tensor)
-        external_data_helper.load_external_data_for_tensor(loaded, str(folder))
-        tensor = loaded
-    return bool((numpy_helper.to_array(tensor).astype("float32") != 0).any())
+    return bool((numpy_helper.to_array(_with_data(tensor, folder)).astype("float32") != 0).any())
+
+
+def _with_data(tensor: TensorProto, folder: Path) -> TensorProto:
+    """The tensor with its external data in it."""
+    if not external_data_helper.uses_external_data(tensor):
+        return tensor
+    loaded = TensorProto()
+    loaded.CopyFrom(tensor)
+    external_data_helper.load_external_data_for_tensor(loaded, str(folder))
+    return loaded

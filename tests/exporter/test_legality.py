@@ -212,6 +212,59 @@ def test_activations_have_one_scale(problems: Check) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ("float s = {0.0}", "expected positive, finite scales, got 0 among the 1 of s; store them in FLOAT"),
+        ("float s = {-0.5}", "got -0.5 among the 1 of s"),
+        ("float[4] s = {1, 1, 0, 1}", "got 0 among the 4 of s"),
+        ("float[3] s = {1, 1, 1}", "expected as many scales as axis 1 is long, got scales [3] for [2, 4]"),
+        ("float[2, 2] s = {1, 1, 1, 1}", ""),
+        ("float[2, 3] s = {1, 1, 1, 1, 1, 1}", "expected blocks of equal length along one axis, got scales [2, 3] for [2, 4]"),
+        ("float[1, 2] s = {1, 1}", "expected blocks of equal length along one axis, got scales [1, 2] for [2, 4]"),
+        ("float[1, 1, 2] s = {1, 1}", "expected one scale, one per channel, or as many dimensions as the tensor"),
+    ],
+)
+def test_scales_of_weights(problems: Check, scale: str, message: str) -> None:
+    """Codes as the parser of TensorRT 10.1 takes them; where it says nothing of a shape, neither do we."""
+    codes = "int8[2, 4] w = {1, 2, 3, 4, 5, 6, 7, 8}"
+    found = problems(f"<{scale}, {codes}> {{ d = DequantizeLinear<axis = 1>(w, s) y = Add(x, d) }}", opset=21)
+    assert (len(found) == 1 and message in found[0]) if message else not found
+
+
+def test_a_scale_that_fp16_rounds_to_nothing(problems: Check) -> None:
+    body = "<float16 s = {0}, int8[4] w = {1, 2, 3, 4}> { d = DequantizeLinear(w, s) c = Cast<to = 1>(d) y = Add(x, c) }"
+    assert "expected positive, finite scales, got 0 among the 1 of s" in problems(body)[0]
+
+
+def test_scales_have_the_type_of_what_they_quantize(problems: Check) -> None:
+    body = "<float16 s = {14336}, float t = {0.5}, int8 z = {0}> { q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z) }"
+    assert problems(body) == ["QuantizeLinear q: expected scales of the input's type FLOAT, got FLOAT16; store the scales in that type"]
+
+
+def test_packed_codes_have_even_rows(tmp_path: Path) -> None:
+    codes = helper.make_tensor("w", TensorProto.INT4, [2, 3], [1, 2, 3, 4, 5, 6])
+    scale = numpy_helper.from_array(np.ones((), np.float32), "s")
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xy"]
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s"], ["d"]), helper.make_node("Add", ["x", "d"], ["y"])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ports[:1], ports[1:], [codes, scale]), opset_imports=[helper.make_opsetid("", 21)]
+    )
+    found = check_onnx_for_tensorrt(_save(model, tmp_path), tensorrt=JETPACK_7, opset_max=21)
+    assert [str(problem) for problem in found] == [
+        "DequantizeLinear d: expected an even last size of a 4-bit tensor, got 3; pad it, or keep it in 8 bits"
+    ]
+
+
+def test_operators_without_an_integer_layer(problems: Check) -> None:
+    body = "<int64[2, 4] w = {1, 2, 3, 4, 5, 6, 7, 8}> { e = Sqrt(w) y = Cast<to = 1>(e) }"
+    assert problems(body) == [
+        "Sqrt e: expected FLOAT or FLOAT16 or BFLOAT16, which TensorRT 10.3 computes it in, got w of type INT64; cast to FLOAT before it"
+    ]
+    assert problems(body, tensorrt=JETPACK_7) == [], "no table of types is known for it"
+    assert "expected BOOL, which" in problems("{ y = Not(x) }", out="bool[2,4] y")[0]
+
+
 @pytest.mark.parametrize("value", [0, 1])
 def test_zero_points_in_external_data_are_read_and_weights_are_not(tmp_path: Path, value: int) -> None:
     weight = numpy_helper.from_array(np.ones((4, 4), np.int8), "w")
