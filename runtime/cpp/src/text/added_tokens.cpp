@@ -37,20 +37,33 @@ std::vector<Found> find_tokens(std::string_view text, const Vocabulary& tokens) 
 }
 
 bool beside_a_word(std::string_view before, std::string_view after) {
-    static const Regex ends("[" + std::string(word_class) + R"(]\z)"), starts("\\A[" + std::string(word_class) + "]");
-    return !ends.find_all(before).empty() || !starts.find_all(after).empty();
-}
-
-std::size_t trailing_space(std::string_view text) {
-    std::size_t end_of_ink = 0;
-    for (std::size_t position = 0; position < text.size();) {
-        if (!is_whitespace(next_code_point(text, position))) {
-            end_of_ink = position;
-        }
+    static const Regex word("[" + std::string(word_class) + "]");
+    std::string neighbours;
+    if (!before.empty()) {
+        neighbours += before.substr(before.size() - last_character_bytes(before));
     }
-    return end_of_ink;
+    if (!after.empty()) {
+        std::size_t bytes = 0;
+        static_cast<void>(next_code_point(after, bytes));
+        neighbours += after.substr(0, bytes);
+    }
+    return !word.find_all(neighbours).empty();
 }
 
+/// Where the white space begins that the text ends with.
+std::size_t trailing_space(std::string_view text) {
+    while (!text.empty()) {
+        std::size_t begin = text.size() - last_character_bytes(text);
+        const std::size_t here = begin;
+        if (!is_whitespace(next_code_point(text, begin))) {
+            break;
+        }
+        text = text.substr(0, here);
+    }
+    return text.size();
+}
+
+/// Where the white space ends that the text begins with.
 std::size_t leading_space(std::string_view text) {
     for (std::size_t position = 0; position < text.size();) {
         const std::size_t begin = position;

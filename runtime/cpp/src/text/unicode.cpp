@@ -38,6 +38,14 @@ CodePoint next_code_point(std::string_view text, std::size_t& position) {
     return character;
 }
 
+std::size_t last_character_bytes(std::string_view text) {
+    std::size_t size = 1;
+    while (size < text.size() && (static_cast<unsigned char>(text[text.size() - size]) & 0xC0U) == 0x80U) {
+        ++size;
+    }
+    return size;
+}
+
 std::vector<CodePoint> code_points(std::string_view text) {
     std::vector<CodePoint> result;
     result.reserve(text.size());

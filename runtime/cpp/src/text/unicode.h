@@ -16,6 +16,9 @@ using CodePoint = std::int32_t;
 /// The code point at `position`, which moves behind it.
 [[nodiscard]] CodePoint next_code_point(std::string_view text, std::size_t& position);
 
+/// Bytes of the last character of a text that is not empty.
+[[nodiscard]] std::size_t last_character_bytes(std::string_view text);
+
 [[nodiscard]] std::vector<CodePoint> code_points(std::string_view text);
 
 void append(std::string& text, CodePoint character);

@@ -15,14 +15,6 @@ std::uint32_t required(const std::optional<std::uint32_t>& unknown) {
     return *unknown;
 }
 
-std::size_t last_character_bytes(std::string_view text) {
-    std::size_t bytes = 1;
-    while (bytes < text.size() && (static_cast<unsigned char>(text[text.size() - bytes]) & 0xC0U) == 0x80U) {
-        ++bytes;
-    }
-    return bytes;
-}
-
 /// The tokens of a word, or none if a part of it is unknown.
 std::optional<Ids> longest_first(const Vocabulary& vocabulary, const std::string& prefix, std::string_view word) {
     Ids ids;
