@@ -21,9 +21,12 @@ from dexport.errors import UserError
 from dexport.exporter.build import build, default_output
 from dexport.exporter.options import BuildOptions
 from dexport.runtime.bundle import open_bundle
+from dexport.runtime.finalize.finalize import finalize
+from dexport.runtime.finalize.remote import Remote
 from dexport.runtime.interpreter import Cancelled
 from dexport.runtime.pipeline import Pipeline, load
 from dexport.runtime.selftest import selftest
+from tests.runtime.finalize.ssh_server import has_ssh, ssh_server
 
 Pictures = npt.NDArray[np.uint8]
 PROMPT, NEGATIVE, SEED = "a small red circle", "blue square", 3
@@ -249,8 +252,10 @@ def test_guidance_on_an_interval_and_halves_in_turn(pixart: Path, diffusers: Ref
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_narrow_weights_stay_close(pixart: Path, diffusers: Reference, tmp_path: Path, pixart_cpu: Path, precision: str) -> None:
-    options = BuildOptions(model=str(pixart), target="cpu", precision=precision)
-    with load(build(options, tmp_path / "b.dxb")) as bundle:
+    """In fp16 as a kit, which becomes a bundle on a device behind ssh."""
+    options = BuildOptions(model=str(pixart), target="cpu", precision=precision, kit=precision == "fp16")
+    built = build(options, tmp_path / "b.dxb")
+    with load(_finished(built, tmp_path) if options.kit else built) as bundle:
         assert psnr(_pictures(bundle), diffusers()) >= _NARROW
         assert all(c.passed for c in selftest(bundle.bundle))
         wide = open_bundle(pixart_cpu).manifest
@@ -259,6 +264,18 @@ def test_narrow_weights_stay_close(pixart: Path, diffusers: Reference, tmp_path:
         positions = 120 * 120 * 8  # of the text encoder: a table of integers, which stays as it is
         sizes["text_encoder"] = tuple(size - positions for size in sizes["text_encoder"])  # type: ignore[assignment]
         assert all(given < 0.75 * reference for given, reference in sizes.values()), sizes
+
+
+def _finished(kit: Path, folder: Path) -> Path:
+    """The bundle of a kit, finished on a device behind ssh; here, where no ssh server is installed."""
+    assert open_bundle(kit, verify="sizes").manifest.is_kit
+    if not has_ssh():
+        return finalize(kit, folder / "out.dxb").path
+    (folder / "device").mkdir()
+    with ssh_server(folder / "device") as server:
+        remote = Remote(kit, server.host())
+        remote.start()
+        return remote.fetch(folder / "out.dxb", remote.follow())
 
 
 def test_where_a_bundle_goes_by_default() -> None:

@@ -69,10 +69,15 @@ class Server:
         self._open.clear()
 
 
+def has_ssh() -> bool:
+    """Whether OpenSSH's server and client are installed."""
+    return None not in (_SSHD, shutil.which("ssh"), shutil.which("ssh-keygen"))
+
+
 @contextlib.contextmanager
 def ssh_server(folder: Path) -> Iterator[Server]:
     """Starts it; skips the test where that is not possible."""
-    if _SSHD is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
+    if _SSHD is None or not has_ssh():
         pytest.skip("no OpenSSH server here: on Debian or Ubuntu, sudo apt-get install openssh-server")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where root's sshd locks itself in; the system's service makes it too
