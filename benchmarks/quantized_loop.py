@@ -21,12 +21,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,7 @@ OURS = {
 }
 PEERS = ("openvino fp32", "openvino + nncf int8", "onnxruntime dynamic int8")
 BASE = "ours int8"
+OUTSIDE = ("text_encoder", "vae_decoder")
 _FAST = {"calibration_size": 2, "quality_prompts": 0}  # pictures of random weights say nothing about quality
 
 
@@ -58,7 +62,7 @@ def main() -> None:
         case "measure":
             measure(arguments.directory, arguments.runs)
         case _:
-            run = contender(arguments.directory, arguments.only)
+            run = contender(arguments.directory, arguments.only, keep=False)
             run()
             print(json.dumps({"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
@@ -118,26 +122,60 @@ def _bundle(folder: Path, name: str) -> Path:
     return folder / f"{name.replace(' ', '-').replace(',', '')}.dxb"
 
 
-def contender(folder: Path, name: str) -> Callable[[], float]:
-    """A function that runs the loop once and returns its seconds."""
-    return _ours(_bundle(folder, name)) if name in OURS else _peer(folder, name)
+def contender(folder: Path, name: str, keep: bool = True) -> Callable[[], float]:
+    """A function that runs the loop once and returns its seconds; `keep` engines after their last use, for the next run."""
+    return _ours(_bundle(folder, name), keep) if name in OURS else _peer(folder, name)
 
 
-def _ours(bundle: Path) -> Callable[[], float]:
-    from dexport.runtime.pipeline import load
+def _ours(path: Path, keep: bool) -> Callable[[], float]:
+    """The program from embeddings to the last latent: peers have neither tokenizer nor text encoder nor decoder."""
+    from dexport.runtime.bundle import open_bundle
+    from dexport.runtime.engines import Engine, open_engine
+    from dexport.runtime.interpreter import run_program
+    from dexport.runtime.noise import TorchNoise
+    from dexport.runtime.program import program_from_json
 
-    pipeline = load(bundle)
+    bundle = open_bundle(path)
+    entry = next(entry for entry in bundle.manifest.programs if entry.guided)
+    program = program_from_json(bundle.read_bytes(entry.file), entry.file)
+    request = {name: np.ones(program.buffers[name].shape(1), program.buffers[name].dtype) for name in program.request}
+    engines: dict[str, Engine] = {}
+
+    def engine(name: str, inputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if name not in engines:
+            engines[name] = open_engine(bundle, name, entry.size)
+        return engines[name](inputs)
+
+    def release(name: str) -> None:
+        if not keep and name in engines:
+            engines.pop(name).close()
 
     def run() -> float:
         marks: list[float] = []
-
-        def on_step(pipe: object, step: int, timestep: float, values: dict[str, np.ndarray]) -> None:
-            marks.append(time.perf_counter())
-
-        pipeline(PROMPT, seed=SEED, guidance_scale=GUIDANCE, callback_on_step_end=on_step, output_type="np")
+        run_program(
+            program,
+            {n: _stand_in(c) if n in OUTSIDE else partial(engine, n) for n, c in bundle.manifest.components.items()},
+            request,
+            parameters={"guidance_scale": GUIDANCE},
+            noise=TorchNoise(SEED),
+            tables=bundle.tensors(entry.tables) if entry.tables else {},
+            on_step=lambda step, timestep, buffers: marks.append(time.perf_counter()),
+            release=release,
+        )
         return (marks[-1] - marks[0]) * STEPS / (STEPS - 1)  # the first step's begin is not seen: add one mean step
 
     return run
+
+
+def _stand_in(component: Any) -> Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]:
+    """Numbers in the place of a component that is not compared: neither time nor memory of the others depends on them."""
+
+    def call(inputs: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        rows, random = len(next(iter(inputs.values()))), np.random.default_rng(SEED)
+        shapes = {name: [rows if d == "batch" else d for d in port.shape] for name, port in component.outputs.items()}
+        return {name: random.standard_normal(shape).astype(component.outputs[name].dtype) for name, shape in shapes.items()}
+
+    return call
 
 
 def _peer(folder: Path, name: str) -> Callable[[], float]:
@@ -161,8 +199,10 @@ def _peer(folder: Path, name: str) -> Callable[[], float]:
 def _openvino(folder: Path, name: str) -> Callable[[dict[str, np.ndarray]], Any]:
     import openvino
 
+    from dexport.runtime.engines import compile_cache
+
     model = folder / ("nncf.xml" if "nncf" in name else "plain.xml")
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": str(compile_cache())}  # as ours has
     return openvino.Core().compile_model(model, "CPU", hints)  # type: ignore[no-any-return]
 
 
@@ -204,7 +244,8 @@ def measure(folder: Path, runs: int) -> None:
 def _memory(folder: Path, name: str) -> float:
     """Peak resident bytes of a process that runs one contender once."""
     command = [sys.executable, __file__, "memory", str(folder), "--only", name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory() as cache:  # a first start: nothing compiled before
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"DEXPORT_CACHE_DIR": cache})
     return float(json.loads(done.stdout.splitlines()[-1])["peak_rss"])
 
 

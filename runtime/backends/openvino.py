@@ -9,6 +9,7 @@ and where it comes out wrong the integers are multiplied in fp32, which is exact
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -59,12 +60,16 @@ class OpenVinoEngine:
             self._properties["LP_TRANSFORMS_MODE"] = False
         if threads := os.environ.get("DEXPORT_THREADS"):
             self._properties["INFERENCE_NUM_THREADS"] = threads
-        try:
-            self._model = self._core.read_model(xml, openvino.Tensor(weights, shared_memory=True))
-        except Exception as error:
-            raise Failure(name, expected="an OpenVINO model", got=_reason(error), fix="rebuild the bundle") from error
+        self._xml = xml
+        self._model: Any = self._read()  # until it is compiled; for further shapes it is read again
         self._outputs = [output.get_any_name() for output in self._model.outputs]
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def _read(self) -> Any:
+        try:
+            return self._core.read_model(self._xml, _openvino().Tensor(self._weights, shared_memory=True))
+        except Exception as error:
+            raise Failure(self._name, expected="an OpenVINO model", got=_reason(error), fix="rebuild the bundle") from error
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the component; the arrays that it returns belong to the caller."""
@@ -75,10 +80,11 @@ class OpenVinoEngine:
     def _request(self, inputs: Mapping[str, Array]) -> Any:
         key = tuple(inputs[name].shape for name in sorted(inputs))
         if key not in self._compiled:
+            model, self._model = self._model or self._read(), None
             try:
-                model = self._model.clone()
                 model.reshape({name: list(array.shape) for name, array in inputs.items()})
                 self._compiled[key] = self._core.compile_model(model, "CPU", self._properties).create_infer_request()
+                _forget_pages(self._weights)
             except Exception as error:
                 shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
                 raise Failure(self._name, expected=f"OpenVINO to compile {shapes}", got=_reason(error), fix="rebuild the bundle") from error
@@ -96,6 +102,15 @@ class OpenVinoEngine:
         """Frees the compiled models."""
         self._compiled.clear()
         self._model = None
+
+
+def _forget_pages(weights: Array) -> None:
+    """Gives the memory of a mapped file's pages back: the plugin has packed what it needs, and what it still reads comes from the file."""
+    mapped: Any = weights
+    while isinstance(mapped, np.ndarray | memoryview):
+        mapped = mapped.base if isinstance(mapped, np.ndarray) else mapped.obj
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _layer(facts: Any) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -74,3 +75,35 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         OpenVinoEngine(b"", np.zeros(4, np.uint8), "fp32", None, "model")
     with pytest.raises(UserError, match=f"target cpu: {message}"):
         ir_from_onnx(tmp_path / "m.onnx", tmp_path / "m.xml")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_pages_of_a_mapped_file_are_given_back_when_the_weights_are_packed(tmp_path: Path) -> None:
+    width = 512
+    weight = np.random.default_rng(0).standard_normal((width, width)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", width])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", width])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    files = ir_from_onnx(tmp_path / "m.onnx", tmp_path / "m.xml")
+    with files.bin.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    weights = np.frombuffer(mapped, np.uint8)
+    assert weights.sum() > 0
+    assert _resident(files.bin) == weights.nbytes
+    engine = OpenVinoEngine(files.xml.read_bytes(), weights, "fp32", None, "model")
+    for batch in (2, 3, 2):  # the second shape reads the pages again
+        x = np.eye(batch, width, dtype=np.float32)
+        np.testing.assert_allclose(engine({"x": x})["y"], weight[:batch], rtol=1e-5)
+        assert _resident(files.bin) < weights.nbytes / 4
+
+
+def _resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    mappings = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    sizes = [int(line.split()[1]) for entry in mappings if str(path) in entry for line in entry.splitlines() if line.startswith("Rss:")]
+    return sum(sizes) << 10
