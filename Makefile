@@ -11,7 +11,10 @@ DEMO_EXTRAS := export,openvino
 TEST_EXTRAS := $(DEMO_EXTRAS),onnxruntime,rtx,video,dev
 SOURCES := dexport exporter passes plugins runtime targets tests benchmarks examples
 
-.PHONY: demo test browser lint types format clean
+PACKAGES := chromium cmake g++ make pkg-config libonig-dev libpng-dev libssl-dev libutf8proc-dev nlohmann-json3-dev libcli11-dev doctest-dev \
+  openssh-server openssh-client
+
+.PHONY: demo test system lint types format clean
 
 demo: $(VENV)/.installed-demo
 	@mkdir -p demo
@@ -23,14 +26,15 @@ demo: $(VENV)/.installed-demo
 	@echo "Four pictures are in $(CURDIR)/demo: 1.png 2.png 3.png 4.png. The bundle that made them: demo/shapes.dxb"
 
 # One process per core with one thread each; a file's tests stay together, for they share what they build.
-test: lint types browser $(VENV)/.installed-test
+test: lint types system $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
-# The report's page is tested in a real browser; where none can be installed those tests say so and are skipped.
-browser:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } \
-	  || echo "no chromium, and no way to install it here: on Debian or Ubuntu, sudo apt-get install chromium"
+# What tests need from the system: a browser for the report's page, what the C++ runtime builds with, a server for `finalize --ssh`.
+# Where it cannot be installed, the tests that need it say so and are skipped.
+system:
+	@dpkg -s $(PACKAGES) >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -qq -y --no-install-recommends $(PACKAGES) >/dev/null; } \
+	  || echo "not installed, and no way to do it here: on Debian or Ubuntu, sudo apt-get install $(PACKAGES)"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check $(SOURCES)
@@ -44,7 +48,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format $(SOURCES)
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build runtime/cpp/build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Stamps: nothing is installed again until pyproject.toml or constraints.txt change.
 $(VENV)/bin/python:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def cpp_build() -> Path:
     with (build / ".lock").open("w") as lock:  # several processes of pytest share the folder
         fcntl.flock(lock, fcntl.LOCK_EX)
         _run("cmake", "--preset", "cpu")
-        _run("cmake", "--build", "--preset", "cpu")
+        _run("cmake", "--build", "--preset", "cpu", "--parallel")
     return build
 
 
@@ -47,5 +49,6 @@ def _missing_packages() -> list[str]:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=False)
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix}  # whose OpenVINO is to be used
+    done = subprocess.run(command, cwd=SOURCES, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
