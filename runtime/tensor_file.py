@@ -84,7 +84,7 @@ def _begin(entry: Any) -> int:
 
 def _checked(entry: Any, place: str) -> tuple[np.dtype[Any], list[int], int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _bad(place, "the keys dtype, shape and data_offsets", shown(json.dumps(entry)))
+        raise _bad(place, "the keys dtype, shape and data_offsets", shown(json.dumps(entry, separators=(",", ":"))))
     name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(name, str) or name not in _DTYPES:
         raise _bad(place, f"a dtype of {', '.join(_DTYPES)}", shown(name))

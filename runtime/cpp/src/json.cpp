@@ -162,6 +162,8 @@ Json parse_json(std::string_view text, const std::string& where, std::size_t max
     Builder builder;
     if (text.substr(0, 3) == "\xEF\xBB\xBF") {  // the library would skip it
         builder.refusal = "a byte order mark";
+    } else if (text.find('\0') != std::string_view::npos) {  // the library would take it for the end
+        builder.refusal = "a zero byte";
     } else if (Json::sax_parse(text, &builder)) {
         return std::move(builder.document);
     }

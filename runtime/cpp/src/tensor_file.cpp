@@ -60,6 +60,13 @@ std::string list_text(const Json& value) {
     return value.is_array() ? "[" + text + "]" : value.is_string() ? repr(value.get<std::string>()) : shown_value(value);
 }
 
+/// Whether the sizes that are not 0 have a product that an array's length can be, as numpy asks of all arrays.
+bool can_be_held(const Shape& shape, std::uint64_t bytes) {
+    std::int64_t product = static_cast<std::int64_t>(bytes);
+    return std::all_of(shape.begin(), shape.end(),
+                       [&](std::int64_t size) { return size == 0 || !__builtin_mul_overflow(product, size, &product); });
+}
+
 /// The product of sizes, or a number that no file has where it does not fit.
 std::uint64_t product(const Shape& shape, std::uint64_t bytes) {
     std::uint64_t result = bytes;
@@ -152,6 +159,9 @@ Tensors tensors_from_bytes(std::byte* data, std::size_t bytes, const std::string
         if (entry.begin != end || entry.end > body_bytes) {
             const std::string expected = "data from byte " + std::to_string(end) + ", at most to byte " + std::to_string(body_bytes);
             throw bad(place, expected, std::to_string(entry.begin) + " to " + std::to_string(entry.end));
+        }
+        if (!can_be_held(entry.shape, bytes_of(entry.dtype))) {
+            throw bad(place, "a shape that numpy can hold", shape_text(entry.shape));
         }
         tensors[*name] = {entry.dtype, entry.shape, body + entry.begin};
         end = entry.end;

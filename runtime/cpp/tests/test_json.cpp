@@ -48,6 +48,11 @@ TEST_CASE("what is no JSON is refused") {
     }
 }
 
+TEST_CASE("nothing may follow the document, behind a zero byte either") {
+    CHECK(refusal(std::string("[1]\0x", 5)) ==
+          "x.json: expected well-formed JSON in UTF-8, got a zero byte; get the bundle again or rebuild it");
+}
+
 TEST_CASE("an object of many keys takes time linear in their number") {
     std::string text = "{";
     for (int index = 0; index < 200000; ++index) {
