@@ -114,14 +114,18 @@ def _finalize_there(request: FinalizeRequest, address: str, output: Path) -> boo
         click.echo(status_line(status))
         return status.stage != "failed"
     start = time.monotonic()
-    with reporting() as report:
-        remote = Remote(request.kit, host, report)
-        if not request.attach:
-            remote.start([] if request.test else ["--no-test"])
-        if not request.detach:
-            remote.fetch(output, remote.follow())
-            if request.clean:
-                remote.clean()
+    try:
+        with reporting() as report:
+            remote = Remote(request.kit, host, report)
+            if not request.attach:
+                remote.start([] if request.test else ["--no-test"])
+            if not request.detach:
+                remote.fetch(output, remote.follow())
+                if request.clean:
+                    remote.clean()
+    except KeyboardInterrupt:
+        click.echo("what was started there goes on by itself; --status says how far it is, --attach follows it", err=True)
+        raise
     if request.detach:
         click.echo(f"started on {host.login}; follow it and fetch the result with --attach, look with --status")
     else:

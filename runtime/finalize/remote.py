@@ -82,7 +82,7 @@ class Remote:
         """
         status = self.status()
         if status.stage in ("absent", "copying"):
-            with tempfile.TemporaryDirectory(prefix="dexport-") as scratch:
+            with tempfile.TemporaryDirectory(prefix=".dexport-", dir=self.kit.absolute().parent) as scratch:
                 self._copy(self._archive(Path(scratch)), status)
         return status if status.stage in ("running", "done") else self._persistently(lambda: self._asked("start", *options))
 
@@ -120,9 +120,13 @@ class Remote:
         except OSError as error:
             fix = "free some space or write somewhere else with -o, then run it again with --attach"
             raise Failure(str(out), expected="room for the bundle", got=error.strerror or "an error", fix=fix) from error
-        if open_bundle(part, trust=True).manifest.digest() != result:
+        try:
+            arrived = open_bundle(part).manifest.digest()
+        except UserError as error:
+            arrived = f"something else ({error.got})"
+        if arrived != result:
             part.unlink()
-            raise Failure(str(out), expected="the bundle as it is there", got="another one", fix="run it again with --attach")
+            raise Failure(str(out), expected=f"the bundle {result}", got=arrived, fix="run it again with --attach, to copy it again")
         os.replace(part, out)
         return out
 

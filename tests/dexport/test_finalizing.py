@@ -11,6 +11,7 @@ from dexport.finalizing import default_output, status_line, summary
 from dexport.runtime.bundle import open_bundle
 from dexport.runtime.finalize.finalize import Finished
 from dexport.runtime.finalize.job import Status
+from dexport.runtime.finalize.remote import Remote
 from dexport.runtime.selftest import Check
 from tests.runtime.finalize.small_kit import small_kit
 
@@ -56,6 +57,17 @@ def test_the_summary_says_what_was_kept_and_what_was_bad(tmp_path: Path) -> None
 def test_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
     assert main(["finalize", str(tmp_path / "kit.dxb"), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_interrupted_at_the_desk_the_device_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Remote, "start", interrupted)
+    assert main(["finalize", str(small_kit(tmp_path / "kit.dxb")), "--ssh", "orin"]) == 130
+    assert "goes on by itself; --status says how far it is, --attach follows it" in capsys.readouterr().err
 
 
 def test_how_far_a_job_is_in_words() -> None:
