@@ -36,7 +36,8 @@ def scale_of(coefficient: float | Linear, parameters: Mapping[str, float]) -> np
     if isinstance(coefficient, Linear):
         slopes = coefficient.slopes.items()
         coefficient = coefficient.constant + sum(slope * parameters[name] for name, slope in slopes)
-    return np.float32(coefficient)
+    rounded: np.float32 = np.float32(coefficient)
+    return rounded
 
 
 def _ports(ports: Mapping[str, tuple[Ref, ...]]) -> str:
