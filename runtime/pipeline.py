@@ -69,6 +69,7 @@ class Pipeline:
         self._keep = keep
         self._engines: dict[tuple[str, tuple[int, int]], Engine] = {}
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._programs: dict[str, Program] = {}
         self._interrupted = False
 
     def __enter__(self) -> Pipeline:
@@ -164,7 +165,9 @@ class Pipeline:
         wanted = entries[0].steps if steps is None else steps
         for entry in entries:
             if (entry.steps, entry.size, entry.guided) == (wanted, size, guided):
-                return entry, load_program(self.bundle, entry)
+                if entry.file not in self._programs:  # checking one takes longer than some runs
+                    self._programs[entry.file] = load_program(self.bundle, entry)
+                return entry, self._programs[entry.file]
         present = ", ".join(sorted({f"{e.size[0]}x{e.size[1]} in {e.steps} steps" for e in entries}))
         fix = f"rebuild with --size {size[0]}x{size[1]} --steps {wanted}"
         raise UserError(str(self.bundle.path), expected=f"one of {present}", got=f"{size[0]}x{size[1]} in {wanted} steps", fix=fix)
