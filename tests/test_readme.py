@@ -81,7 +81,7 @@ def checkout(tmp_path: Path) -> Path:
         if path.is_dir() and path.name == "examples":
             (copy / path.name).symlink_to(path)
         elif path.is_dir():
-            shutil.copytree(path, copy / path.name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, copy / path.name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "build"))
         else:
             shutil.copy(path, copy / path.name)
     environment = copy / ".venv"

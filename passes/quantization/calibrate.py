@@ -289,7 +289,7 @@ class _Summary(NamedTuple):
 
 def _pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rows [R, C], or pictures [batch, C, P] for convolutions, in pieces that fit into the processor's cache."""
-    return x.split(max(1, _PIECE // x[0].numel()))
+    return torch.split(x, max(1, _PIECE // x[0].numel()))
 
 
 def _summary(pieces: Sequence[torch.Tensor], *, tokens: bool, sums: bool) -> _Summary:
