@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,7 +26,7 @@ class KernelLibrary:
         self._library = ctypes.CDLL(str(path))
 
     def call(self, launcher: str, *arguments: Any) -> int:
-        """The launcher's code; tensors become pointers, None a null pointer, float a C float, int a C int, structures pointers."""
+        """The launcher's code; tensors become pointers, None a null pointer, float a C float, int a C int, text and structures pointers."""
         return int(getattr(self._library, launcher)(*(_as_c(argument) for argument in arguments)))
 
     def run(self, launcher: str, *arguments: Any) -> None:
@@ -48,14 +49,26 @@ class KernelLibrary:
             self._library.dexport_emulation_seed(seed)
 
 
-def emulated(source: Path, folder: Path) -> KernelLibrary:
-    """The library of `source` for this processor; skips where there is no C++ compiler."""
+def emulated(source: Path, folder: Path, *more: str | Path) -> KernelLibrary:
+    """The library of `source` for this processor, with further sources or flags; skips where there is no C++ compiler."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to compile the emulated kernel with")
     library = folder / f"{source.stem}_emulated.so"
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", *_WARNINGS, *_INCLUDES)
-    _compile(["g++", *flags, "-x", "c++", str(source), "-o", str(library)])
+    _compile(["g++", *flags, "-x", "c++", str(source), *map(str, more), "-o", str(library)])
     return KernelLibrary(library, "cpu")
+
+
+def tensorrt_headers() -> list[str]:
+    """Flags that find the headers of TensorRT and of CUDA, which those include; skips where they are not said or not there."""
+    place = os.environ.get("TENSORRT_INCLUDE_DIR")
+    if not place:
+        pytest.skip("TENSORRT_INCLUDE_DIR does not say where the headers of TensorRT are")
+    known = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")), *sorted(Path("/usr/local").glob("cuda-*"))]
+    cuda = next((home / "include" for home in known if (home / "include" / "cuda_runtime_api.h").exists()), None)
+    if cuda is None:
+        pytest.skip("the headers of TensorRT need those of CUDA; CUDA_HOME does not say where they are")
+    return ["-isystem", place, "-isystem", str(cuda)]
 
 
 def compiled(source: Path, folder: Path) -> KernelLibrary:
@@ -83,4 +96,6 @@ def _as_c(argument: Any) -> Any:
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, ctypes.Structure):
         return ctypes.byref(argument)
+    if isinstance(argument, str):
+        return ctypes.c_char_p(argument.encode())
     return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int(argument)

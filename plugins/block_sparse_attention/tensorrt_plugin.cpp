@@ -1,0 +1,145 @@
+// The operation as a TensorRT plugin: dexport::BlockSparseAttention, version 1.
+//
+// Inputs: query, key, value; then, as far as the attributes say that they exist, indices and counts (lists), modes (modes) and key_bias
+// (bias). Outputs: out, and lse where the attribute lse is 1. reference.py says what they are.
+#include "tensorrt_plugin.h"
+
+#include <algorithm>
+
+#include "launcher.h"
+
+namespace {
+
+using nvinfer1::DataType;
+
+struct BlockSparseAttention {
+    struct Attributes {
+        float factor;
+        int32_t query_block, key_block;
+        int32_t lists, modes, bias, lse;
+    };
+
+    static constexpr const char* name = "BlockSparseAttention";
+    static constexpr dexport::Field<Attributes> fields[] = {{"factor", nullptr, &Attributes::factor},
+                                                            {"query_block", &Attributes::query_block, nullptr},
+                                                            {"key_block", &Attributes::key_block, nullptr},
+                                                            {"lists", &Attributes::lists, nullptr},
+                                                            {"modes", &Attributes::modes, nullptr},
+                                                            {"bias", &Attributes::bias, nullptr},
+                                                            {"lse", &Attributes::lse, nullptr}};
+
+    // Where the inputs are; -1 for what the node does not have.
+    struct Positions {
+        int32_t indices, counts, modes, bias, inputs;
+
+        explicit Positions(const Attributes& a)
+            : indices(a.lists != 0 ? 3 : -1),
+              counts(a.lists != 0 ? 4 : -1),
+              modes(a.modes != 0 ? 3 + 2 * a.lists : -1),
+              bias(a.bias != 0 ? 3 + 2 * a.lists + a.modes : -1),
+              inputs(3 + 2 * a.lists + a.modes + a.bias) {}
+    };
+
+    static bool valid(const Attributes& a) {
+        const auto flag = [](int32_t value) { return value == 0 || value == 1; };
+        return a.query_block > 0 && a.query_block % 64 == 0 && a.key_block > 0 && a.key_block % 64 == 0 && flag(a.lists) && flag(a.modes) &&
+               flag(a.bias) && flag(a.lse);
+    }
+
+    static int32_t outputs(const Attributes& a) { return 1 + a.lse; }
+
+    static bool supports(const Attributes& a, int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t inputs) {
+        const DataType type = tensors[position].desc.type;
+        const Positions at(a);
+        if (inputs != at.inputs) {
+            return false;
+        }
+        if (position == 0) {
+            return type == DataType::kHALF || type == DataType::kBF16;
+        }
+        if (position < 3 || position == inputs) {
+            return type == tensors[0].desc.type;
+        }
+        return type == (position == at.bias || position > inputs ? DataType::kFLOAT : DataType::kINT32);
+    }
+
+    static void output_types(const Attributes&, dexport::Span<const DataType> in, dexport::Span<DataType> out) {
+        out[0] = in[0];
+        if (out.size > 1) {
+            out[1] = DataType::kFLOAT;
+        }
+    }
+
+    static bool output_shapes(const Attributes& a, dexport::Span<const nvinfer1::DimsExprs> in, dexport::Span<nvinfer1::DimsExprs> out,
+                              nvinfer1::IExprBuilder&) {
+        const Positions at(a);
+        if (in.size != at.inputs || in[0].nbDims != 4 || in[1].nbDims != 4 || in[2].nbDims != 4 ||
+            (at.indices >= 0 && (in[at.indices].nbDims != 4 || in[at.counts].nbDims != 3)) || (at.modes >= 0 && in[at.modes].nbDims != 1) ||
+            (at.bias >= 0 && in[at.bias].nbDims != 3)) {
+            return false;
+        }
+        out[0] = in[0];
+        if (out.size > 1) {
+            out[1] = in[0];
+            out[1].nbDims = 3;
+        }
+        return true;
+    }
+
+    static size_t workspace(const Attributes&, dexport::Span<const nvinfer1::DynamicPluginTensorDesc>,
+                            dexport::Span<const nvinfer1::DynamicPluginTensorDesc>) {
+        return 0;
+    }
+
+    // What the launcher cannot see from sizes alone; what it sees it refuses itself.
+    static bool shapes_fit(const Attributes& a, dexport::Span<const nvinfer1::PluginTensorDesc> in) {
+        const Positions at(a);
+        const auto same = [&](int32_t input, int32_t axis, int64_t size) { return in[input].dims.d[axis] == size; };
+        const auto query = in[0].dims.d, key = in[1].dims.d;
+        const int64_t query_blocks = (query[2] + a.query_block - 1) / a.query_block;
+        const bool lists = at.indices < 0 || (same(at.indices, 2, query_blocks) && same(at.counts, 2, query_blocks) &&
+                                              same(at.counts, 0, in[at.indices].dims.d[0]) && same(at.counts, 1, in[at.indices].dims.d[1]));
+        return same(1, 0, query[0]) && same(1, 1, query[1]) && same(1, 3, query[3]) && std::equal(key, key + 4, in[2].dims.d) && lists &&
+               (at.modes < 0 || same(at.modes, 0, query[1])) && (at.bias < 0 || same(at.bias, 2, key[2]));
+    }
+
+    static int32_t enqueue(const Attributes& a, const dexport::Tensors& tensors, cudaStream_t stream) {
+        const Positions at(a);
+        const auto size = [&](int32_t input, int32_t axis) { return static_cast<int32_t>(tensors.input_forms[input].dims.d[axis]); };
+        DexportBlockSparseAttention request = {};
+        request.query = tensors.inputs[0];
+        request.key = tensors.inputs[1];
+        request.value = tensors.inputs[2];
+        request.out = tensors.outputs[0];
+        request.lse = a.lse != 0 ? static_cast<float*>(tensors.outputs[1]) : nullptr;
+        request.factor = a.factor;
+        request.type = tensors.input_forms[0].type == DataType::kBF16 ? DEXPORT_BFLOAT16 : DEXPORT_FLOAT16;
+        request.batch = size(0, 0);
+        request.heads = size(0, 1);
+        request.query_tokens = size(0, 2);
+        request.key_tokens = size(1, 2);
+        request.head_size = size(0, 3);
+        request.query_block = a.query_block;
+        request.key_block = a.key_block;
+        if (at.indices >= 0) {
+            request.indices = static_cast<const int32_t*>(tensors.inputs[at.indices]);
+            request.counts = static_cast<const int32_t*>(tensors.inputs[at.counts]);
+            request.list_batch = size(at.indices, 0);
+            request.list_heads = size(at.indices, 1);
+            request.list_length = size(at.indices, 3);
+        }
+        if (at.modes >= 0) {
+            request.modes = static_cast<const int32_t*>(tensors.inputs[at.modes]);
+        }
+        if (at.bias >= 0) {
+            request.key_bias = static_cast<const float*>(tensors.inputs[at.bias]);
+            request.bias_batch = size(at.bias, 0);
+            request.bias_heads = size(at.bias, 1);
+        }
+        return dexport_block_sparse_attention(&request, stream);
+    }
+};
+
+}  // namespace
+
+DEXPORT_EXPORT_PLUGIN(BlockSparseAttention)
