@@ -8,10 +8,15 @@ namespace {
 
 std::atomic<std::size_t> count = 0;
 
-void* counted(std::size_t bytes, std::size_t alignment) {
+/// Null if there is none.
+void* found(std::size_t bytes, std::size_t alignment) noexcept {
     ++count;
     const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    void* memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
+    return std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
+}
+
+void* counted(std::size_t bytes, std::size_t alignment) {
+    void* memory = found(bytes, alignment);
     if (memory == nullptr) {
         throw std::bad_alloc();
     }
@@ -28,12 +33,15 @@ std::size_t allocations() {
 
 }  // namespace dexport
 
-// The forms that all others call.
+// The forms that all others call. Those that do not throw are replaced too, for AddressSanitizer has its own.
 void* operator new(std::size_t bytes) {
     return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__);
 }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
     return counted(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+    return found(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__);
 }
 void operator delete(void* memory) noexcept {
     std::free(memory);
@@ -45,5 +53,8 @@ void operator delete(void* memory, std::align_val_t) noexcept {
     std::free(memory);
 }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+    std::free(memory);
+}
+void operator delete(void* memory, const std::nothrow_t&) noexcept {
     std::free(memory);
 }
