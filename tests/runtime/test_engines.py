@@ -32,7 +32,8 @@ def test_a_build_kit_says_how_to_finish_it(tmp_path: Path) -> None:
     def make_kit(document: dict[str, Any]) -> None:
         document["components"]["loop"]["variants"][0]["format"] = "tensorrt-kit"
 
-    with pytest.raises(UserError, match=r"loop: expected engines, got a build kit for a device; run on the device: dexport finalize .*bundle"):
+    message = r"loop: expected engines, got a build kit for a device; run on the device: dexport finalize .*bundle"
+    with pytest.raises(UserError, match=message):
         open_engine(_sample(tmp_path, make_kit), "loop", (64, 64))
 
 
