@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dexport.errors import UserError
+from dexport.estimates import estimate_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dexport.exporter.options import BuildOptions
+    from dexport.exporter.options import BuildOptions, Size
+    from dexport.targets.estimate import Estimate
 
 
 def build_bundle(options: BuildOptions, output: Path | None, report: Callable[[str, float | None], None]) -> Path:
@@ -24,11 +26,26 @@ def build_bundle(options: BuildOptions, output: Path | None, report: Callable[[s
 
 
 def plan_lines(options: BuildOptions) -> list[str]:
-    """What a build would do, in words, without doing it; raises UserError for what it would refuse."""
+    """What a build would do and take, in words, without doing it; raises UserError for what it would refuse."""
     with export_extra():
+        from dexport.exporter.estimate import prepare, require_memory
         from dexport.exporter.plan import plan
 
-        return plan(options).lines()
+        prepared = prepare(plan(options))
+        require_memory(prepared)
+        found = [(made.estimate(prepared.plan), made.split.size) for made in prepared.outlines]
+        words = prepared.plan.lines()
+    return words + [line for estimate, (height, width) in found for line in estimate_lines(estimate, f"{height}x{width}")]
+
+
+def estimated(options: BuildOptions) -> list[tuple[Estimate, Size]]:
+    """What a build would take on its target, per size; raises UserError as a build does, but for its memory."""
+    with export_extra():
+        from dexport.exporter.estimate import prepare
+        from dexport.exporter.plan import plan
+
+        prepared = prepare(plan(options))
+        return [(made.estimate(prepared.plan), made.split.size) for made in prepared.outlines]
 
 
 @contextmanager

@@ -276,6 +276,21 @@ def selftest(context: click.Context, bundle: Path, trust: bool) -> None:
 
 
 @dexport.command()
+@click.argument("subject", metavar="MODEL|BUNDLE")
+@click.option("--target", metavar="ID", help="The device; `dexport targets` lists all.  [default: the bundle's]")
+@click.option("--recipe", metavar="NAME", help="How MODEL would be quantized: a name of `dexport recipes` or a YAML file.")
+@click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the pipeline's]")
+@click.option("--steps", metavar="N", type=click.IntRange(1), help="Sampling steps.  [default: the pipeline's]")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@_common
+def estimate(**arguments: Any) -> None:
+    """Say what MODEL or BUNDLE would take on a device, in bytes and milliseconds; nothing is built and no weight is read."""
+    from dexport.estimating import EstimateRequest, estimate_command
+
+    estimate_command(EstimateRequest(**arguments))
+
+
+@dexport.command()
 @click.argument("kit", type=click.Path(path_type=Path))
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), help="The bundle to write.  [default: KIT-finished.dxb]")
 @click.option(
@@ -311,6 +326,29 @@ def finalize_job(action: str, digest: str, arguments: tuple[str, ...]) -> None:
     from dexport.finalizing import job_command
 
     job_command(action, digest, arguments)
+
+
+@dexport.group()
+def plugins() -> None:
+    """dexport's own operations as TensorRT plugins."""
+
+
+@plugins.command("build")
+@click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="The folder to write libraries into.")
+@click.option("--sm", "sms", metavar="N", multiple=True, help="An architecture, such as 87; may be given several times.  [default: all]")
+@click.option(
+    "--tensorrt-include",
+    metavar="DIR",
+    envvar="TENSORRT_INCLUDE_DIR",
+    type=click.Path(path_type=Path),
+    help="The headers of TensorRT; without them there is a C launcher only.  [default: TENSORRT_INCLUDE_DIR]",
+)
+@_common
+def build_plugins(output: Path, sms: tuple[str, ...], tensorrt_include: Path | None) -> None:
+    """Compile the plugins with nvcc and say what registers and shared memory their kernels take; one that spills is an error."""
+    from dexport.compiling import build_plugins_command
+
+    build_plugins_command(output, sms, tensorrt_include)
 
 
 @dexport.command()

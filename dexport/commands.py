@@ -15,6 +15,7 @@ from dexport.building import build_bundle, export_extra, plan_lines
 from dexport.columns import amount, columns
 from dexport.contents import contents
 from dexport.errors import UserError
+from dexport.estimates import estimate_lines
 from dexport.exporter.options import BuildOptions, options_from
 from dexport.progress import reporting
 
@@ -126,15 +127,20 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def inspect_command(bundle: Path, as_json: bool) -> None:
-    """Prints what a bundle holds."""
+    """Prints what a bundle holds, and what a run of its first program is estimated to take."""
     from dexport.runtime.bundle import open_bundle
+    from dexport.runtime.workload import bundle_estimate
 
-    manifest = open_bundle(bundle, verify="sizes").manifest
+    opened = open_bundle(bundle, verify="sizes")
+    manifest = opened.manifest
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(manifest), indent=1))
         return
     for line in contents(manifest, bundle):
         click.echo(line)
+    for entry in manifest.programs[:1]:
+        if found := bundle_estimate(opened, entry):
+            click.echo("\n".join(estimate_lines(found, f"{entry.size[0]}x{entry.size[1]}")))
 
 
 def selftest_command(bundle: Path, trust: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
@@ -18,22 +18,25 @@ from dexport.errors import UserError
 from dexport.exporter.build_recipe import apply_recipe
 from dexport.exporter.build_report import with_report
 from dexport.exporter.emit import Emitter, Ranges
+from dexport.exporter.estimate import prepare, require_memory
 from dexport.exporter.golden import fits, golden_of
 from dexport.exporter.options import BuildOptions, Size
 from dexport.exporter.plan import Plan, plan
 from dexport.exporter.program import GUIDANCE_SCALE, GuidanceUse, Layout, compose
-from dexport.exporter.solver import Solver, probe
+from dexport.exporter.solver import Solver
 from dexport.exporter.source import source_hash
-from dexport.exporter.split import Split, split_pipeline
+from dexport.exporter.split import Split
 from dexport.exporter.text import tokenizer_json
 from dexport.exporter.torch_pipeline import request_entries, text_entries
+from dexport.exporter.workload import Workload
 from dexport.passes.graph import Graph
-from dexport.runtime.bundle_writer import BundleWriter, trust_own_code
+from dexport.runtime.bundle_writer import BundleWriter, check_output, trust_own_code
 from dexport.runtime.manifest import Golden, Guidance, JsonObject, Manifest, Model, ProgramEntry
 from dexport.runtime.program import Program, program_to_json
 from dexport.runtime.program_check import check_program
 from dexport.runtime.request import Asked, request_buffers
 from dexport.runtime.text import tokenize
+from dexport.runtime.workload import WORKLOAD, workload_json
 
 Report = Callable[[str, float | None], None]
 """Called with the stage, and the fraction of the whole build that is done (None if unknown)."""
@@ -48,16 +51,16 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
         UserError: the request cannot be met (see `plan`).
         Failure: something broke on the way; nothing is left at `output`.
     """
+    check_output(output.resolve())
     decided = plan(options)
-    solvers = {(size, n): probe(decided.scheduler, decided.schedule(size, n)) for size in decided.sizes for n in decided.steps}
+    tokenizers = {text.name: tokenizer_json(decided.directory, text) for text in decided.pipeline.texts}  # may refuse the model
+    prepared = prepare(decided, report)
+    require_memory(prepared)
+    solvers, splits = prepared.solvers, list(prepared.splits)
     with ExitStack() as stack:
         writer = stack.enter_context(BundleWriter(output))
         emitter = stack.enter_context(Emitter(writer.directory, decided.target, decided.precision, decided.storage, options.kit))
-        texts = _write_tokenizers(decided, writer.directory)  # first, as it may refuse the model
-        splits = []
-        for index, size in enumerate(decided.sizes):
-            report(f"capture {size[0]}x{size[1]}", index / len(decided.sizes) * 0.1)
-            splits.append(split_pipeline(decided, size, [solvers[size, n] for n in decided.steps]))
+        texts = _write_tokenizers(decided, tokenizers, writer.directory)
         quantized = None
         if decided.recipe is not None:
             scratch = Path(stack.enter_context(TemporaryDirectory(prefix="dexport-")))
@@ -68,6 +71,7 @@ def build(options: BuildOptions, output: Path, report: Report = lambda stage, do
         emitter.finish()
         report("sampling programs", 0.8)
         programs = _write_programs(decided, splits, solvers, writer.directory, emitter)
+        _write_workload(splits, programs, options.batch, writer.directory)
         golden: tuple[Golden, ...] = ()
         if options.golden == "auto":
             report("golden inputs and outputs", 0.85)
@@ -135,11 +139,18 @@ def _write_programs(
     return written
 
 
-def _write_tokenizers(decided: Plan, folder: Path) -> tuple[JsonObject, ...]:
+def _write_workload(splits: Sequence[Split], programs: Sequence[tuple[ProgramEntry, Program]], batch: int, folder: Path) -> None:
+    """Writes what every call of every program asks of a device."""
+    workloads = {split.size: Workload(split) for split in splits}
+    loads = (one for entry, program in programs for one in workloads[entry.size].loads(program, batch))
+    (folder / WORKLOAD).write_bytes(workload_json(dict.fromkeys(loads)))
+
+
+def _write_tokenizers(decided: Plan, tokenizers: Mapping[str, str], folder: Path) -> tuple[JsonObject, ...]:
     entries = text_entries(decided)
-    for text, entry in zip(decided.pipeline.texts, entries, strict=True):
+    for entry in entries:
         (folder / "tokenizer").mkdir(exist_ok=True)
-        (folder / entry["tokenizer"]).write_text(tokenizer_json(decided.directory, text), encoding="utf-8")
+        (folder / entry["tokenizer"]).write_text(tokenizers[entry["name"]], encoding="utf-8")
     return entries
 
 

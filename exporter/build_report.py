@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dexport.exporter.build_recipe import QuantizedBuild
-from dexport.exporter.latency import picture_latency
 from dexport.exporter.modelopt_checkpoint import ModeloptCheckpoint
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.plan import Plan
@@ -19,9 +18,12 @@ from dexport.exporter.quantization import Layer, QuantizedSplit, recipe_document
 from dexport.exporter.report.data import ByteChange, Remark, ReportData, SiteBits
 from dexport.exporter.report.page import PAGE_NAME, write_report
 from dexport.exporter.split import Split
+from dexport.exporter.workload import Workload
 from dexport.runtime.manifest import Manifest
 from dexport.runtime.program import Program
+from dexport.runtime.workload import estimate
 from dexport.targets.latency import estimable
+from dexport.targets.target import Target
 
 FOLDER = "report"
 _PACKAGES = ("dexport", "torch", "diffusers", "onnx", "onnxruntime", "openvino", "tensorrt-rtx")
@@ -79,11 +81,18 @@ def report_data(manifest: Manifest, decided: Plan, before: Split, quantized: Qua
         ),
         weight_bytes=_weight_bytes(manifest, before),
         kernels=_kernels(manifest),
-        latency_ms=picture_latency(first.split, program, decided.target) if known else {},
+        latency_ms=_latency(first.split, program, decided.target),
         command=_command(decided),
         settings=manifest.config,
         versions={name: version for name in _PACKAGES if (version := _version(name)) is not None},
     )
+
+
+def _latency(split: Split, program: Program, target: Target) -> dict[str, float]:
+    """Component -> milliseconds in a picture; empty where the device's speed is not known."""
+    workload = Workload(split)
+    found = estimate(program, workload.shapes, workload.weights(), workload.loads(program, 1), target, 1)
+    return {part.name: part.milliseconds for part in found.parts if part.milliseconds is not None}
 
 
 def _computed(checkpoint: ModeloptCheckpoint, quantized: QuantizedSplit) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Estimated latency of a pipeline on a device: one step of the denoiser, layer by layer, and a whole picture.
+"""Estimated latency of one step of the denoiser, layer by layer; exporter/estimate.py has whole runs.
 
 A treatment that is only planned costs what its operation would, with its low-rank branch; balancing, rotation, splits and bypassed tokens
 are left out.
@@ -13,13 +13,11 @@ from functools import cached_property
 
 from torch import fx
 
-from dexport.exporter.operations import Operations, form_of
+from dexport.exporter.operations import Operations, planned_form
 from dexport.exporter.plan import Plan
-from dexport.exporter.split import Split
 from dexport.passes.graph import BATCH, STEPS, Graph, call_nodes
 from dexport.passes.quantization.recipe import Treatment
 from dexport.passes.quantization.sites import Site
-from dexport.runtime.program import Program, Run
 from dexport.targets.latency import total
 from dexport.targets.target import Target
 
@@ -41,14 +39,9 @@ class StepLatency:
 
     def layer(self, site: Site, treatment: Treatment) -> float:
         """Milliseconds of one layer under a treatment, in all calls of a step."""
-        weights, activations = treatment.weights, treatment.activations
-        if weights is None:
-            form = None
-        else:
-            formats = (weights.format.split("|")[0], "" if activations is None else activations.format.split("|")[0])
-            form = form_of(*formats, weights.block, self._operations.wide(self._nodes[site.node]))
-        rank = 0 if treatment.low_rank is None else treatment.low_rank.rank
-        return self.calls * total(self._operations.layer(self._nodes[site.node], form, rank), self.target)
+        node = self._nodes[site.node]
+        planned = planned_form(treatment, self._operations.wide(node))
+        return self.calls * total(self._operations.layer(node, planned.form, planned.rank), self.target)
 
     def others(self, sites: Iterable[Site]) -> float:
         """Milliseconds of everything but these layers, unquantized."""
@@ -69,29 +62,3 @@ def step_latency(loop: Graph, decided: Plan) -> StepLatency:
     halves = 2 if decided.guided else 1
     together = halves if decided.options.guidance_batching else 1
     return StepLatency(loop, decided.target, together * decided.options.batch, halves // together)
-
-
-def picture_latency(split: Split, program: Program, target: Target, batch: int = 1) -> dict[str, float]:
-    """Component -> milliseconds in one run of a program, all its calls together."""
-    graphs = {graph.name: graph for graph in split.graphs()}
-    known: dict[tuple[str, tuple[tuple[str, int], ...]], float] = {}
-    found: dict[str, float] = {}
-    for _, instruction in program.instructions():
-        if not isinstance(instruction, Run):
-            continue
-        graph = graphs[instruction.component]
-        sizes = _sizes(graph, instruction, program, batch)
-        key = (graph.name, tuple(sorted(sizes.items())))
-        if key not in known:
-            known[key] = total(Operations(graph, sizes).all(), target)
-        found[graph.name] = found.get(graph.name, 0.0) + known[key]
-    return found
-
-
-def _sizes(graph: Graph, call: Run, program: Program, batch: int) -> dict[str, int]:
-    """Symbolic dimensions of a call: the rows of what it is given."""
-    found = {BATCH: batch, STEPS: program.steps}
-    for port in graph.inputs:
-        if port.shape and isinstance(port.shape[0], str):
-            found[port.shape[0]] = sum(program.buffers[ref.buffer].rows.at(batch) // ref.parts for ref in call.inputs[port.name])
-    return found

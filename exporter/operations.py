@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import fx
 
 from dexport.passes.graph import Graph, call_nodes, is_tensor, value
-from dexport.passes.quantization.recipe import MICRO_FORMATS
+from dexport.passes.quantization.recipe import MICRO_FORMATS, Treatment
 from dexport.plugins.formats import format_of
 from dexport.targets.latency import Work, attention_operations
 
@@ -32,6 +33,7 @@ _VIEWS = frozenset(
 )
 _SCALE_BITS = 16
 _FLOAT8 = "e4m3"
+_WIDEST_HEAD = 256  # of fused attention kernels: FlashAttention 2 and TensorRT
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,23 @@ class Form:
     arithmetic: str
     weight_bits: float
     input_bits: float
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a layer will be: its form (None: as it is) and the rank of the branch beside it."""
+
+    form: Form | None
+    rank: int = 0
+
+
+def planned_form(treatment: Treatment | None, wide: str) -> Planned:
+    """What a treatment makes of a layer whose numbers are `wide`."""
+    if treatment is None or treatment.weights is None:
+        return Planned(None)
+    weights, activations = treatment.weights, treatment.activations
+    formats = (weights.format.split("|")[0], "" if activations is None else activations.format.split("|")[0])
+    return Planned(form_of(*formats, weights.block, wide), 0 if treatment.low_rank is None else treatment.low_rank.rank)
 
 
 def form_of(weight: str, activation: str, block: int, wide: str) -> Form:
@@ -65,10 +84,12 @@ class Operations:
 
     Args:
         sizes: of the symbolic dimensions ("batch", "steps") of its inputs.
+        planned: node -> how it will be computed, for layers that are yet to be quantized.
     """
 
-    def __init__(self, graph: Graph, sizes: Mapping[str, int]) -> None:
+    def __init__(self, graph: Graph, sizes: Mapping[str, int], planned: Mapping[fx.Node, Planned] = MappingProxyType({})) -> None:
         self._graph = graph
+        self._planned = planned
         self._symbols: dict[Any, int] = {}
         for port, node in zip(graph.inputs, graph.placeholders().values(), strict=True):
             for dim, size in zip(port.shape, value(node).shape, strict=True):
@@ -90,7 +111,7 @@ class Operations:
         used = form or Form(wide, 8 * value(weight).dtype.itemsize, 8 * value(x).dtype.itemsize)
         shape = [int(size) for size in value(weight).shape]
         parameters, inputs, outputs = math.prod(shape), self._numel(x), self._numel(node)
-        moved = (parameters * used.weight_bits + inputs * used.input_bits) / 8 + self._bytes(node)
+        moved = (parameters * used.weight_bits + inputs * used.input_bits) / 8 + self.nbytes(node)
         yield Work(node.name, "product", 2.0 * outputs * parameters / shape[0], moved, used.arithmetic)
         if rank:
             tokens, size = outputs // shape[0], value(x).dtype.itemsize
@@ -103,21 +124,22 @@ class Operations:
         return _WIDE.get(value(node).dtype, "fp32")
 
     def plain(self, node: fx.Node) -> Iterator[Work]:
-        """A linear or convolution as the graph has it."""
-        yield from self.layer(node, None)
+        """A linear or convolution as the graph has it, or as it is planned."""
+        planned = self._planned.get(node, Planned(None))
+        yield from self.layer(node, planned.form, planned.rank)
 
     def transposed(self, node: fx.Node) -> Iterator[Work]:
         """A transposed convolution: every input meets every weight of its channel."""
         x, weight = _operand(node, 0), _operand(node, 1)
         each = math.prod(int(size) for size in value(weight).shape[1:])
-        moved = sum(map(self._bytes, (x, weight, node)))
+        moved = sum(map(self.nbytes, (x, weight, node)))
         yield Work(node.name, "product", 2.0 * self._numel(x) * each, moved, self.wide(node))
 
     def matmul(self, node: fx.Node) -> Iterator[Work]:
         """A product of two tensors, the last two operands but scalars."""
         a, b = [one for one in node.args if isinstance(one, fx.Node)][-2:]
         shared = self._size(value(a).shape[-1])
-        moved = sum(map(self._bytes, (a, b, node)))
+        moved = sum(map(self.nbytes, (a, b, node)))
         yield Work(node.name, "product", 2.0 * self._numel(node) * shared, moved, self.wide(node))
 
     def quantized_linear(self, node: fx.Node) -> Iterator[Work]:
@@ -135,29 +157,36 @@ class Operations:
         yield from self.layer(node, form_of(str(weight), "" if mode == "none" else str(activation), 0, self.wide(node)))
 
     def attention(self, node: fx.Node) -> Iterator[Work]:
-        """Fused, but for fp32, whose scores go through memory twice in each direction."""
+        """Fused, or with scores that go through memory twice in each direction."""
         query, key = _operand(node, 0), _operand(node, 1)
         *batch, queries, head = (self._size(size) for size in value(query).shape)
         keys, heads = self._size(value(key).shape[-2]), math.prod(batch)
-        moved = sum(map(self._bytes, (*(_operand(node, i) for i in range(3)), node)))
+        moved = sum(map(self.nbytes, (*(_operand(node, i) for i in range(3)), node))) + 4 * self.scores(node)
         fp8 = _name(node) == "quantized_attention" and node.args[9] == _FLOAT8
         format = "fp8" if fp8 else self.wide(node)
-        if format == "fp32":
-            moved += 4.0 * heads * queries * keys * value(query).dtype.itemsize
         yield Work(node.name, "attention", attention_operations(queries, keys, heads, head), moved, format)
+
+    def scores(self, node: fx.Node) -> float:
+        """Bytes of the scores of an attention that no kernel fuses: of fp32, or of heads wider than `_WIDEST_HEAD`; 0 for others."""
+        if _name(node) != "scaled_dot_product_attention":
+            return 0.0
+        query, key = _operand(node, 0), _operand(node, 1)
+        if self.wide(node) != "fp32" and self._size(value(query).shape[-1]) <= _WIDEST_HEAD:
+            return 0.0
+        return self.nbytes(query) / self._size(value(query).shape[-1]) * self._size(value(key).shape[-2])
 
     def _between(self) -> float:
         """Bytes that operations other than products move."""
         moved = 0.0
         read: set[fx.Node] = set()
         for node in call_nodes(self._graph):
-            if not is_tensor(node) or _is_view(node) or _is_product(node):
+            if not is_tensor(node) or is_view(node) or is_product(node):
                 continue
-            read |= {root for one in node.all_input_nodes if (root := _root(one)).op == "placeholder" or _is_product(root)}
-            readers = list(_readers(node))
-            moved += self._bytes(node) * any(reader.op == "output" or _is_product(reader) for reader in readers)
-            moved += 2 * self._bytes(node) * (len(set(readers)) > 1)
-        return moved + sum(self._bytes(node) for node in read if is_tensor(node))
+            read |= {root for one in node.all_input_nodes if (root := _root(one)).op == "placeholder" or is_product(root)}
+            reading = list(readers(node))
+            moved += self.nbytes(node) * any(reader.op == "output" or is_product(reader) for reader in reading)
+            moved += 2 * self.nbytes(node) * (len(set(reading)) > 1)
+        return moved + sum(self.nbytes(node) for node in read if is_tensor(node))
 
     def _size(self, size: Any) -> int:
         return int(size.node.expr.subs(self._symbols)) if isinstance(size, torch.SymInt) else int(size)
@@ -165,7 +194,8 @@ class Operations:
     def _numel(self, node: fx.Node) -> int:
         return math.prod(self._size(size) for size in value(node).shape)
 
-    def _bytes(self, node: fx.Node) -> float:
+    def nbytes(self, node: fx.Node) -> float:
+        """Of the value of a node."""
         return float(self._numel(node) * value(node).dtype.itemsize)
 
 
@@ -181,26 +211,28 @@ def _operand(node: fx.Node, index: int) -> fx.Node:
     return operand
 
 
-def _is_view(node: fx.Node) -> bool:
+def is_view(node: fx.Node) -> bool:
+    """Whether an operation only looks at what another made."""
     return _name(node) in _VIEWS
 
 
-def _is_product(node: fx.Node) -> bool:
+def is_product(node: fx.Node) -> bool:
+    """Whether an operation is a linear, a convolution, an attention or a product of two tensors."""
     return _name(node) in _WRITERS
 
 
 def _root(node: fx.Node) -> fx.Node:
     """What a view looks into."""
-    while node.op == "call_function" and _is_view(node):
+    while node.op == "call_function" and is_view(node):
         node = _operand(node, 0)
     return node
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
+def readers(node: fx.Node) -> Iterator[fx.Node]:
     """Who reads a value, through views."""
     for user in node.users:
-        if user.op == "call_function" and _is_view(user):
-            yield from _readers(user)
+        if user.op == "call_function" and is_view(user):
+            yield from readers(user)
         elif user.op == "output" or is_tensor(user):
             yield user
 

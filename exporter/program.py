@@ -61,17 +61,22 @@ Tables = dict[str, npt.NDArray[np.generic]]
 
 def compose(layout: Layout, solver: Solver, size: Size, guidance: GuidanceUse, name: str) -> tuple[Program, Tables]:
     """A program and its tables for one size and one solver."""
-    return _Composer(layout, solver, size, guidance, name).program()
+    return _Composer(layout, solver, size, guidance, name, _tables(layout.denoiser, solver)).program()
+
+
+def outline(layout: Layout, solver: Solver, size: Size, guidance: GuidanceUse, name: str) -> Program:
+    """The program alone: no table is evaluated, so that no weight is read."""
+    return _Composer(layout, solver, size, guidance, name, _blank_tables(layout.denoiser, solver)).program()[0]
 
 
 class _Composer:
-    def __init__(self, layout: Layout, solver: Solver, size: Size, guidance: GuidanceUse, name: str) -> None:
+    def __init__(self, layout: Layout, solver: Solver, size: Size, guidance: GuidanceUse, name: str, tables: Tables) -> None:
         self._layout, self._solver, self._size, self._guidance, self._name = layout, solver, size, guidance, name
         self._parts = 2 if guidance.guided else 1
         self._calls = len(solver.timesteps)
         self._buffers: dict[str, Buffer] = {}
         self._request: list[str] = []
-        self._tables = _tables(layout.denoiser, solver) | solver_tables(solver)
+        self._tables = tables | solver_tables(solver)
 
     def program(self) -> tuple[Program, Tables]:
         pipeline, solver = self._layout.pipeline, self._solver
@@ -208,11 +213,21 @@ def _rows_of(buffer: str, step: int, steps: int, halves: tuple[int, ...], parts:
 
 def _tables(denoiser: Hoisted, solver: Solver) -> Tables:
     """Step tables: packed step values ["steps", W], evaluated here for all steps in one call, and the timesteps for the schedule."""
-    tables: Tables = {}
     timesteps = np.array(solver.timesteps, np.float32)
+    tables: Tables = {}
     if denoiser.table is not None:
         values = run(denoiser.table, {denoiser.table.inputs[0].name: torch.from_numpy(timesteps)})
         tables |= {name: value.numpy() for name, value in values.items()}
-    if denoiser.schedule is not None:
-        tables[_TIMESTEPS] = timesteps[None]
-    return tables
+    return tables | _schedule_table(denoiser, timesteps)
+
+
+def _blank_tables(denoiser: Hoisted, solver: Solver) -> Tables:
+    """Tables of the same shapes that take no memory."""
+    ports = denoiser.table.outputs if denoiser.table is not None else ()
+    timesteps = np.array(solver.timesteps, np.float32)
+    blank = {p.name: np.broadcast_to(np.zeros((), _NUMPY[p.dtype]), (len(timesteps), int(p.shape[1]))) for p in ports}
+    return blank | _schedule_table(denoiser, timesteps)
+
+
+def _schedule_table(denoiser: Hoisted, timesteps: npt.NDArray[np.generic]) -> Tables:
+    return {} if denoiser.schedule is None else {_TIMESTEPS: timesteps[None]}

@@ -67,7 +67,7 @@ class BundleWriter:
         """
         self.out = out.resolve()
         self._needed_bytes = needed_bytes
-        _check_output(self.out)
+        check_output(self.out)
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self._temporary, self._lock = _make_temporary(self.out)
@@ -123,7 +123,7 @@ class BundleWriter:
             result = self.directory
             _complete_folder(self.directory, manifest)
         open_bundle(result, verify="sizes")
-        _check_output(self.out)
+        check_output(self.out)
         if self.out.is_dir() and any(self.out.iterdir()):
             _exchange(result, self.out)
         else:
@@ -163,7 +163,7 @@ def copy_file(bundle: Bundle, relative: str, target: Path, *, link: bool = False
         file.write(bundle.map(relative).data)
 
 
-def _check_output(out: Path) -> None:
+def check_output(out: Path) -> None:
     """An output may be new, an empty folder, or a complete bundle of the same form, which will be replaced."""
     is_archive = out.suffix == ARCHIVE_SUFFIX
     if not out.exists() or (not is_archive and out.is_dir() and not any(out.iterdir())):

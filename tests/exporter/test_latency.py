@@ -1,4 +1,4 @@
-"""Time of a step and of a picture, from the graphs and the program of a tiny pipeline."""
+"""Time of a step, from the graphs of a tiny pipeline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dexport.exporter.latency import StepLatency, picture_latency, step_latency
+from dexport.exporter.latency import StepLatency, step_latency
 from dexport.exporter.operations import Operations
 from dexport.exporter.torch_pipeline import TorchPipeline
 from dexport.passes.graph import BATCH, STEPS
@@ -49,16 +49,3 @@ def test_guidance_in_turn_calls_the_loop_twice(opened: TorchPipeline) -> None:
     in_turn = step_latency(loop, replace(plan, options=replace(plan.options, guidance_batching=False)))
     assert (together.rows, together.calls, in_turn.rows, in_turn.calls) == (2, 1, 1, 2)
     assert together.others([]) < in_turn.others([]) <= 2 * together.others([])
-
-
-def test_a_picture_is_every_call_of_the_program(opened: TorchPipeline) -> None:
-    """Four steps with guidance call the loop with two rows; encoder and decoder run once."""
-    found = picture_latency(opened.split, opened.program, find(DEVICE))
-    split = opened.split
-    step = StepLatency(split.denoiser.loop, find(DEVICE), rows=2)
-    assert found["denoiser"] == pytest.approx(4 * step.others([]))
-    (decoder,) = split.decoders
-    assert found[decoder.name] == pytest.approx(total(Operations(decoder, {BATCH: 1}).all(), find(DEVICE)))
-    assert set(found) == {graph.name for graph in split.graphs()} and all(value > 0 for value in found.values())
-    double = picture_latency(opened.split, opened.program, find(DEVICE), batch=2)
-    assert all(found[name] < double[name] <= 2 * found[name] for name in found if name in ("denoiser", decoder.name))
