@@ -10,7 +10,8 @@ from dexport.targets.catalogue import all_targets, find
 from dexport.targets.latency import BANDWIDTH, SUSTAINED, Work, attention_operations, estimable, milliseconds, total
 from dexport.targets.rates import Rates
 
-FACTOR = 1.25
+FACTOR = 1.45
+"""The worst is fp8 on the RTX 6000 Ada, to which nothing is fitted: benchmarks/estimator.py holds its only timing out."""
 
 
 def linear(tokens: int, inputs: int, outputs: int, format: str = "fp16", weight_bits: float = 16, input_bits: float = 16) -> Work:
@@ -19,11 +20,11 @@ def linear(tokens: int, inputs: int, outputs: int, format: str = "fp16", weight_
 
 
 def test_one_linear_by_hand() -> None:
-    """RTX 4090: 128 SMs x 2.52 GHz x 512 operations = 165 TFLOPS of fp16, of which linears keep 0.85; 1008 GB/s."""
+    """RTX 4090: 128 SMs x 2.52 GHz x 512 operations = 165 TFLOPS of fp16, of which linears keep 0.83; 1008 GB/s."""
     target = find("rtx-4090")
     large = milliseconds(linear(4096, 3072, 3072), target)
-    assert large == pytest.approx(2 * 4096 * 3072 * 3072 / (128 * 2.52e9 * 512 * 0.85) * 1e3)
-    assert large == pytest.approx(0.551, abs=0.001)
+    assert large == pytest.approx(2 * 4096 * 3072 * 3072 / (128 * 2.52e9 * 512 * 0.83) * 1e3)
+    assert large == pytest.approx(0.564, abs=0.001)
     one = milliseconds(linear(1, 3072, 3072), target)  # a vector waits for the weight
     assert one == pytest.approx((3072 * 3072 * 2 + 4 * 3072) / (1008e9 * BANDWIDTH) * 1e3)
     assert milliseconds(Work("add", "traffic", 0, 1e9), target) == pytest.approx(1e9 / (1008e9 * BANDWIDTH) * 1e3)
