@@ -1,0 +1,216 @@
+// First kernel of lowrank_linear: activations become codes and scales, and are multiplied with the down-projection on the way.
+//
+// A block has 32 rows and walks along the inputs, a group of 64 at a time, which lies in shared memory for both purposes. Only a dynamic
+// scale of a whole token is known too late for that: then the block reads its rows again, which have just been read.
+#pragma once
+
+#include "fragments.h"
+
+namespace dexport::lowrank_linear {
+
+struct QuantizeArguments {
+    const unsigned char* x;  // [rows, inputs]
+    const unsigned char* down;  // [rank, inputs]
+    const uint16_t* given_scale;  // null, [1], or [inputs / 64] if `grouped`
+    unsigned char* codes;  // [rows, inputs] int4 or int8; of 64 int8 codes those with even index come first
+    uint16_t* scales;  // [1, scale_pitch], or [inputs / 64, scale_pitch] if `grouped`
+    uint32_t* narrow;  // [rows, rank] in pairs
+    int rows, inputs, rank, scale_pitch;
+    int grouped;
+};
+
+constexpr int quantize_rows = 32, quantize_threads = 128, quantize_stages = 3, most_rank = 128;
+constexpr int row_bytes_16 = 2 * group;
+
+constexpr size_t quantize_shared_bytes(int rank) {
+    return static_cast<size_t>(quantize_stages * (quantize_rows + rank) * row_bytes_16);
+}
+
+template <int bits>
+constexpr float largest_code = bits == 4 ? 7.0F : 127.0F;
+
+// Of a scale: the smallest number of the type, if a range of 1e-8 would give less.
+template <class T>
+constexpr float smallest_scale = 0.0F;
+template <>
+inline constexpr float smallest_scale<Half> = 0x1p-24F;
+
+template <class T>
+__device__ __forceinline__ float rounded(float x) {
+    return low<T>(pack<T>(x, 0.0F));
+}
+
+// A row of zeros must not divide by zero.
+template <class T, int bits>
+__device__ __forceinline__ float scale_of(float absmax) {
+    return fmaxf(rounded<T>(absmax / largest_code<bits>), fmaxf(rounded<T>(1e-8F / largest_code<bits>), smallest_scale<T>));
+}
+
+// The 16 numbers of a thread: a quarter of a group of a row.
+struct Quarter {
+    Chunk chunks[2];
+};
+
+template <class T>
+__device__ __forceinline__ float absmax_of(const Quarter& x) {
+    float most = 0.0F;
+    for (const Chunk& chunk : x.chunks) {
+        for (const uint32_t both : chunk.words) {
+            most = fmaxf(most, fmaxf(fabsf(low<T>(both)), fabsf(high<T>(both))));
+        }
+    }
+    return most;
+}
+
+// Over the four threads of a row.
+__device__ __forceinline__ float most_of_row(float mine) {
+    mine = fmaxf(mine, shuffle_xor(mine, 1));
+    return fmaxf(mine, shuffle_xor(mine, 2));
+}
+
+template <int bits>
+__device__ __forceinline__ uint64_t code_of(float quotient) {
+    const float clipped = fminf(fmaxf(quotient, -largest_code<bits> - 1.0F), largest_code<bits>);
+    return static_cast<uint64_t>(static_cast<uint32_t>(static_cast<int32_t>(rintf(clipped))) & ((1U << bits) - 1U));
+}
+
+// Writes a quarter's codes; `codes` is where those of its group begin.
+template <class T, int bits>
+__device__ __forceinline__ void write_codes(unsigned char* codes, int quarter, const Quarter& x, float scale) {
+    // Four bits: all 16 codes in order. Eight bits: eight with even and eight with odd index.
+    uint64_t packed[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const uint32_t both = x.chunks[i / 4].words[i % 4];
+        // Quotients are rounded to the type of x, as PyTorch does.
+        const uint32_t quotients = pack<T>(low<T>(both) / scale, high<T>(both) / scale);
+        packed[0] |= code_of<bits>(low<T>(quotients)) << (8 * i);
+        packed[bits == 4 ? 0 : 1] |= code_of<bits>(high<T>(quotients)) << (bits == 4 ? 8 * i + 4 : 8 * i);
+    }
+    *reinterpret_cast<uint64_t*>(codes + 8 * quarter) = packed[0];
+    if (bits == 8) {
+        *reinterpret_cast<uint64_t*>(codes + 32 + 8 * quarter) = packed[1];
+    }
+}
+
+template <class T, int bits>
+__device__ __forceinline__ unsigned char* codes_of(const QuantizeArguments& given, int row, int step) {
+    return given.codes + (static_cast<size_t>(row) * static_cast<size_t>(given.inputs) + static_cast<size_t>(step * group)) * bits / 8;
+}
+
+// A group that lies in shared memory. Returns the largest magnitude of the thread's part.
+template <class T, int bits>
+__device__ __forceinline__ float quantize_group(const QuantizeArguments& given, const unsigned char* tile, int step, int thread) {
+    const int row = thread / 4, quarter = thread % 4, all_row = static_cast<int>(blockIdx.x) * quantize_rows + row;
+    Quarter x;
+    for (int i = 0; i < 2; ++i) {
+        x.chunks[i] = *reinterpret_cast<const Chunk*>(tile + place<row_bytes_16>(row, 2 * quarter + i));
+    }
+    const float most = absmax_of<T>(x);
+    const bool fixed = given.given_scale != nullptr;
+    if (!fixed && given.grouped == 0) {
+        return most;
+    }
+    const int index = given.grouped != 0 ? step : 0;
+    const float scale = fixed ? widen(T{given.given_scale[index]}) : scale_of<T, bits>(most_of_row(most));
+    if (all_row < given.rows) {
+        write_codes<T, bits>(codes_of<T, bits>(given, all_row, step), quarter, x, scale);
+        if (quarter == 0) {
+            given.scales[static_cast<size_t>(index) * static_cast<size_t>(given.scale_pitch) + static_cast<size_t>(all_row)] =
+                static_cast<uint16_t>(pack<T>(scale, 0.0F));
+        }
+    }
+    return most;
+}
+
+// Codes of whole rows once their largest magnitude is known.
+template <class T, int bits>
+__device__ __forceinline__ void quantize_tokens(const QuantizeArguments& given, float most, int thread) {
+    const int quarter = thread % 4, row = static_cast<int>(blockIdx.x) * quantize_rows + thread / 4;
+    const float scale = scale_of<T, bits>(most_of_row(most));
+    if (row >= given.rows) {
+        return;
+    }
+    const auto* const x = reinterpret_cast<const Quarter*>(given.x + static_cast<size_t>(row) * static_cast<size_t>(given.inputs) * 2);
+    for (int step = 0; step < given.inputs / group; ++step) {
+        write_codes<T, bits>(codes_of<T, bits>(given, row, step), quarter, x[4 * step + quarter], scale);
+    }
+    if (quarter == 0) {
+        given.scales[row] = static_cast<uint16_t>(pack<T>(scale, 0.0F));
+    }
+}
+
+// sums += x D^T of one group: a warp has 16 rows, and every other 16 of the rank.
+template <class T>
+__device__ __forceinline__ void project_group(
+    float (&sums)[most_rank / 32][2][4], const unsigned char* x, const unsigned char* down, int rank, int warp, int lane) {
+#pragma unroll
+    for (int chunk = 0; chunk < 8; chunk += 2) {
+        uint32_t a[4];
+        load_left<row_bytes_16>(a, x, 16 * (warp / 2), chunk, lane);
+#pragma unroll
+        for (int i = 0; i < most_rank / 32; ++i) {
+            const int first = 32 * i + 16 * (warp % 2);
+            if (first < rank) {
+                uint32_t b[4];
+                load_right<row_bytes_16>(b, down, first, chunk, lane);
+                mma_m16n8k16<T>(sums[i][0], a, {b[0], b[1]});
+                mma_m16n8k16<T>(sums[i][1], a, {b[2], b[3]});
+            }
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void write_narrow(
+    const QuantizeArguments& given, const float (&sums)[most_rank / 32][2][4], int warp, int lane) {
+#pragma unroll
+    for (int i = 0; i < 4 * (most_rank / 32); ++i) {
+        const int tile = i / 4, side = i / 2 % 2, half = i % 2;
+        const int row = static_cast<int>(blockIdx.x) * quantize_rows + 16 * (warp / 2) + lane / 4 + 8 * half;
+        const int column = 32 * tile + 16 * (warp % 2) + 8 * side + 2 * (lane % 4);
+        if (row < given.rows && column < given.rank) {
+            given.narrow[(static_cast<size_t>(row) * static_cast<size_t>(given.rank) + static_cast<size_t>(column)) / 2] =
+                pack<T>(sums[tile][side][2 * half], sums[tile][side][2 * half + 1]);
+        }
+    }
+}
+
+template <class T, int bits>
+__global__ void __launch_bounds__(quantize_threads) quantize(const QuantizeArguments given) {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+    const int first_row = static_cast<int>(blockIdx.x) * quantize_rows, steps = given.inputs / group;
+    const size_t pitch = static_cast<size_t>(given.inputs) * 2;
+    const int x_bytes = quantize_rows * row_bytes_16, stage_bytes = x_bytes + given.rank * row_bytes_16;
+    unsigned char* const shared = shared_memory();
+    const auto begin_copy = [&](int step) {
+        if (step < steps) {
+            unsigned char* const stage = shared + step % quantize_stages * stage_bytes;
+            const int offset = step * row_bytes_16;
+            copy_rows<row_bytes_16>(stage, given.x + offset, pitch, first_row, quantize_rows, given.rows, thread, quantize_threads);
+            if (given.rank > 0) {
+                copy_rows<row_bytes_16>(stage + x_bytes, given.down + offset, pitch, 0, given.rank, given.rank, thread, quantize_threads);
+            }
+        }
+        cp_async_commit();
+    };
+    for (int step = 0; step < quantize_stages - 1; ++step) {
+        begin_copy(step);
+    }
+    float sums[most_rank / 32][2][4] = {}, most = 0.0F;
+    for (int step = 0; step < steps; ++step) {
+        cp_async_wait<quantize_stages - 2>();
+        sync_block();
+        begin_copy(step + quantize_stages - 1);
+        const unsigned char* const stage = shared + step % quantize_stages * stage_bytes;
+        project_group<T>(sums, stage, stage + x_bytes, given.rank, warp, lane);
+        most = fmaxf(most, quantize_group<T, bits>(given, stage, step, thread));
+    }
+    cp_async_wait<0>();
+    write_narrow<T>(given, sums, warp, lane);
+    if (given.given_scale == nullptr && given.grouped == 0) {
+        quantize_tokens<T, bits>(given, most, thread);
+    }
+}
+
+}  // namespace dexport::lowrank_linear
