@@ -270,7 +270,8 @@ __device__ __forceinline__ void write_rows(const DexportBlockSparseAttention& gi
     }
 }
 
-template <class S>
+// The name carries the dynamic shared memory, so that reports of compilers show it.
+template <class S, size_t shared_bytes>
 __global__ void __launch_bounds__(threads) attend(const DexportBlockSparseAttention given) {
     using T = typename S::T;
     unsigned char* const shared = dexport::shared_memory();
@@ -329,7 +330,7 @@ template <class S>
 int start(const DexportBlockSparseAttention& given, void* stream) {
     const dim3 grid(static_cast<unsigned>((given.query_tokens + S::rows - 1) / S::rows), static_cast<unsigned>(given.heads),
                     static_cast<unsigned>(given.batch));
-    return dexport::launch(attend<S>, grid, threads, S::shared_bytes, stream, given);
+    return dexport::launch(attend<S, S::shared_bytes>, grid, threads, S::shared_bytes, stream, given);
 }
 
 template <class T, int head_size>
