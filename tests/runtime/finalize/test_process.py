@@ -18,7 +18,7 @@ def test_memory_and_output_of_a_command(tmp_path: Path) -> None:
     code = "import time; block = bytearray(64 << 20); print('first'); print('last', flush=True); time.sleep(0.2)"
     usage = run_watched([sys.executable, "-c", code], tmp_path / "log")
     assert usage.code == 0 and not usage.failed
-    assert 64 << 20 <= usage.peak_memory < 256 << 20
+    assert usage.peak_memory >= 64 << 20  # from a large parent more: a fork holds its pages until exec
     assert usage.seconds >= 0.2 and usage.least_free > 0
     assert last_words(tmp_path / "log") == "first; last"
 
