@@ -13,6 +13,7 @@ from dexport.errors import Failure, UserError
 from dexport.runtime.builders import plugins
 from dexport.runtime.builders.plugins import (
     ARCHITECTURES,
+    KernelResources,
     build_plugins,
     find_nvcc,
     known_architectures,
@@ -21,7 +22,7 @@ from dexport.runtime.builders.plugins import (
 )
 
 ATTENTION = next(folder for folder in plugin_folders() if folder.name == "block_sparse_attention")
-ENTRY = "_ZN43_GLOBAL__N__2e2a9c9f_9_kernel_cu_f261b4206attendINS_5ShapeIN7dexport4HalfELi64ELi1EEELm27648EEEv27DexportBlockSparseAttention"
+ENTRY = "_ZN41_GLOBAL__N__2e2a9c9f_9_kernel_cu_f261b4206attendINS_5ShapeIN7dexport4HalfELi64ELi1EEELm27648EEEv27DexportBlockSparseAttention"
 LOG = f"""
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '{ENTRY}' for 'sm_87'
@@ -46,14 +47,7 @@ def _fake_nvcc(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> No
 def test_reads_what_ptxas_reports() -> None:
     attend, plain = parse_resources("attention", LOG)
     assert (attend.sm, attend.registers, attend.shared_bytes, attend.spilled_bytes) == ("87", 125, 128 + 27648, 12)
-    assert (plain.plugin, plain.kernel, plain.sm, plain.registers, plain.shared_bytes, plain.spilled_bytes) == (
-        "attention",
-        "plain",
-        "120",
-        40,
-        0,
-        0,
-    )
+    assert plain == KernelResources("attention", "plain", "120", 40, 0, 0)
     if shutil.which("c++filt") is not None:
         assert attend.kernel == "attend<Shape<Half, 64, 1>, 27648ul>"
 
