@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dexport.runtime.builders.plugins import KernelResources, build_plugins, plugin_folders
+from dexport.runtime.builders.plugins import KernelResources, build_plugins, is_wrapped, plugin_folders
 
 REPORT = "kernels.json"
 """File beside the libraries: one object for every kernel and architecture."""
@@ -19,11 +19,13 @@ REPORT = "kernels.json"
 
 def build_plugins_command(output: Path, sms: Sequence[str], tensorrt_include: Path | None) -> None:
     """Builds all plugins, prints the most that a kernel of each takes, and writes all of it to `REPORT`."""
-    resources = build_plugins(plugin_folders(), output, sms, tensorrt_include)
+    folders = plugin_folders()
+    resources = build_plugins(folders, output, sms, tensorrt_include)
     (output / REPORT).write_text(json.dumps([asdict(kernel) for kernel in resources], indent=1) + "\n", encoding="utf-8")
     Console(width=100).print(resource_table(resources))
-    wrapped = "with their TensorRT wrappers" if tensorrt_include is not None else "without TensorRT wrappers (--tensorrt-include adds them)"
-    print(f"{output}: {len({kernel.plugin for kernel in resources})} plugins {wrapped}; {output / REPORT} lists every kernel")
+    wrapped = ", ".join(folder.name for folder in folders if is_wrapped(folder))
+    said = f"for TensorRT: {wrapped}" if tensorrt_include is not None else "none for TensorRT, which takes --tensorrt-include"
+    print(f"{output}: {len(folders)} libraries, {said}; {output / REPORT} lists every kernel")
 
 
 def resource_table(resources: Sequence[KernelResources]) -> Table:
@@ -34,6 +36,7 @@ def resource_table(resources: Sequence[KernelResources]) -> Table:
     # ptxas goes architecture by architecture.
     for (plugin, sm), group in groupby(sorted(resources, key=lambda k: (k.plugin, int(k.sm))), key=lambda k: (k.plugin, k.sm)):
         kernels = list(group)
-        most = (max(values) for values in zip(*((k.registers, k.shared_bytes, k.spilled_bytes) for k in kernels)))
-        table.add_row(plugin, sm, str(len(kernels)), *map(str, most))
+        known = [kernel.shared_bytes for kernel in kernels if kernel.shared_bytes is not None]
+        registers, spilled = (max(values) for values in zip(*((k.registers, k.spilled_bytes) for k in kernels)))
+        table.add_row(plugin, sm, str(len(kernels)), str(registers), str(max(known)) if known else "by launcher", str(spilled))
     return table

@@ -1,7 +1,8 @@
 """Plugins from their sources with nvcc, on any machine that has it: one library an operation for the architectures that are asked for.
 
-A plugin is a folder of dexport/plugins with a manifest.json, which names its kernel and, for TensorRT, its wrapper. The library always
-has the kernel's C launcher; with TensorRT's headers also what IPluginRegistry::loadLibrary looks for. Nothing is linked to TensorRT.
+A plugin is a folder of dexport/plugins with a manifest.json, which names its kernel and, if there is one, its wrapper for TensorRT. The
+library always has the kernel's C launcher; with a wrapper and TensorRT's headers also what IPluginRegistry::loadLibrary looks for.
+Nothing is linked to TensorRT.
 
 What was executed and what was not: nvcc 13.0 has compiled them for all of `ARCHITECTURES`; no GPU has run one yet.
 """
@@ -41,7 +42,7 @@ class KernelResources:
         kernel: its name in C++.
         sm: the architecture, as in sm_87.
         registers: of a thread.
-        shared_bytes: of a block, dynamic ones included where the kernel's last template argument says them.
+        shared_bytes: of a block; None where the launcher decides, which it does unless the kernel's last template argument says them.
         spilled_bytes: what does not fit into registers and is written to memory and read again.
     """
 
@@ -49,13 +50,18 @@ class KernelResources:
     kernel: str
     sm: str
     registers: int
-    shared_bytes: int
+    shared_bytes: int | None
     spilled_bytes: int
 
 
 def plugin_folders() -> list[Path]:
     """The plugins whose sources came with dexport."""
     return sorted(path.parent for path in (Path(dexport.__file__).parent / "plugins").glob("*/manifest.json"))
+
+
+def is_wrapped(folder: Path) -> bool:
+    """Whether a plugin has a wrapper for TensorRT."""
+    return "tensorrt" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
 def build_plugins(
@@ -109,7 +115,7 @@ def _build(nvcc: str, folder: Path, library: Path, sms: Sequence[str], tensorrt_
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     sources = [folder / manifest["kernel"]]
     includes = ["-I", str(folder.parent / "cuda"), "-I", str(folder)]
-    if tensorrt_include is not None:
+    if tensorrt_include is not None and "tensorrt" in manifest:
         sources.append(folder / manifest["tensorrt"])
         includes += ["-isystem", str(tensorrt_include)]
     codes = [part for sm in sms for part in ("-gencode", f"arch=compute_{sm},code=sm_{sm}")]
@@ -135,7 +141,7 @@ def parse_resources(plugin: str, log: str) -> list[KernelResources]:
             spilled = int(match[1]) + int(match[2])
         elif entry is not None and (match := _USED.search(line)):
             static, dynamic = _STATIC.search(line), _DYNAMIC.search(entry[0])
-            shared = (int(static[1]) if static else 0) + (int(dynamic[1]) if dynamic else 0)
+            shared = (int(static[1]) if static else 0) + int(dynamic[1]) if dynamic else None
             found.append(KernelResources(plugin, entry[0], entry[1], int(match[1]), shared, spilled))
             entry = None
     names = _readable([kernel.kernel for kernel in found])

@@ -16,6 +16,7 @@ KERNELS = [
     KernelResources("attention", "wide", "120", 200, 1000, 0),
     KernelResources("attention", "wide", "87", 255, 1000, 0),
     KernelResources("attention", "narrow", "87", 100, 9000, 0),
+    KernelResources("linear", "multiply", "87", 50, None, 0),
 ]
 
 
@@ -24,8 +25,12 @@ def test_the_table_has_the_most_of_every_architecture() -> None:
     console.quiet = False
     with console.capture() as captured:
         console.print(resource_table(KERNELS))
-    rows = [line.replace("│", " ").split() for line in captured.get().splitlines() if "attention" in line]
-    assert rows == [["attention", "87", "2", "255", "9000", "0"], ["attention", "120", "1", "200", "1000", "0"]]
+    rows = [line.replace("│", " ").split() for line in captured.get().splitlines() if "attention" in line or "linear" in line]
+    assert rows == [
+        ["attention", "87", "2", "255", "9000", "0"],
+        ["attention", "120", "1", "200", "1000", "0"],
+        ["linear", "87", "1", "50", "by", "launcher", "0"],
+    ]
 
 
 def test_writes_every_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,8 +38,10 @@ def test_writes_every_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
     monkeypatch.setattr(compiling, "build_plugins", lambda *given: asked.append(given) or KERNELS)
     build_plugins_command(tmp_path, ("87",), None)
     assert asked[0][1:] == (tmp_path, ("87",), None) and "block_sparse_attention" in {folder.name for folder in asked[0][0]}
-    assert [row["kernel"] for row in json.loads((tmp_path / "kernels.json").read_text())] == ["wide", "wide", "narrow"]
-    assert "1 plugins without TensorRT wrappers (--tensorrt-include adds them)" in capsys.readouterr().out
+    assert [row["kernel"] for row in json.loads((tmp_path / "kernels.json").read_text())] == ["wide", "wide", "narrow", "multiply"]
+    assert "libraries, none for TensorRT, which takes --tensorrt-include; " in capsys.readouterr().out
+    build_plugins_command(tmp_path, (), tmp_path)
+    assert "for TensorRT: block_sparse_attention" in capsys.readouterr().out
 
 
 def test_a_wrong_architecture_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
