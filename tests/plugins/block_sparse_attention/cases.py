@@ -18,7 +18,7 @@ QUERIES, KEYS = 150, 140
 """Ragged in blocks of 64 and of 128: 3 or 2 blocks of each."""
 
 
-def lists(*lists: tuple[int, ...], length: int = 3) -> dict[str, torch.Tensor]:
+def lists(*lists: tuple[int, ...], length: int = 3) -> dict[str, Any]:
     """Lists of one head; what is beyond the count is no block, and the kernel must not mind."""
     rows = [[*given, *[10**6] * (length - len(given))] for given in lists]
     counts = [len(given) for given in lists]
