@@ -45,7 +45,9 @@ def _run(python: Path, *arguments: object, code: int = 0) -> subprocess.Complete
 def test_the_wheel_holds_every_room_and_its_data(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for room in ("exporter", "passes", "plugins", "runtime", "targets"):
-        sources = [path for pattern in ("*.py", "*.json", "*.yaml") for path in (ROOT / room).rglob(pattern) if "cpp" not in path.parts]
+        patterns = ("*.py", "*.json", "*.yaml", "*.cu", "*.h")
+        found = [path for pattern in patterns for path in (ROOT / room).rglob(pattern)]
+        sources = [path for path in found if "cpp" not in path.parts]  # the C++ runtime is no part of the wheel
         assert sources
         missing = {f"dexport/{path.relative_to(ROOT)}" for path in sources} - names
         assert not missing
