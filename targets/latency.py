@@ -6,10 +6,10 @@ e depends on the class of GPU and on what multiplies (`Sustained`); peaks are th
 with fp16 accumulation, because the fractions below were found with it. Kernels are taken as launched from one recorded graph: no time of
 its own per launch. What an operation reads and writes is the caller's to say (`exporter/latency.py` reads it off a graph).
 
-How far to trust it: benchmarks/estimator.py compares it with 40 published times of images and videos. The fractions are fitted to 26 of
-them; of the 14 that were held out before anything was fitted, the median error is 10 % and the 90th percentile 24 %. The worst, 35 %, is
-FLUX.1-dev in fp8 on an H100, for which two sources differ by as much. Small models in eager PyTorch take longer than estimated (SDXL on an
-A100 by a quarter): their time goes into launches and host code.
+How far to trust it: benchmarks/estimator.py compares it with 40 published times of images and videos. Fitted to 26 of them, it misses the
+14 others by 9 % in the median and 24 % at the 90th percentile; the fractions here are fitted to all. The worst, 35 %, is FLUX.1-dev in fp8
+on an H100, for which two sources differ by as much. Small models in eager PyTorch take longer than estimated (SDXL on an A100 by a
+quarter): their time goes into launches and host code.
 
 Nothing is published for diffusion transformers on a Jetson. Orin's fractions rest on one MLPerf result (SDXL in 9.94 s on AGX Orin), Thor's
 on prefill of language models: their estimates may be wrong by a factor of 2. What stands as assumed was not measured on that class.
@@ -78,10 +78,10 @@ class Sustained:
 
 _TABLE = "fitted by benchmarks/estimator.py to"
 _GEFORCE = Source(f"{_TABLE} FLUX.1, FLUX.2 and Wan timings; attention: also SageAttention's charts of FlashAttention 2", "computed")
-_ADA_PRO = Source(f"{_TABLE} a bf16 timing of FLUX.1 on an RTX 6000 Ada; 8 and 4 bits assumed, attention as the A6000's", "computed")
+_ADA_PRO = Source(f"{_TABLE} bf16 and fp8 timings of FLUX.1 on an RTX 6000 Ada; 4 bits assumed, attention as the A6000's", "computed")
 _A100 = Source(f"{_TABLE} CogVideoX, HunyuanVideo, PixArt and Wan timings; attention: also SageAttention's charts", "computed")
 _H100 = Source(f"{_TABLE} CogVideoX, FLUX.1 and Wan timings; attention: also charts of FlashAttention 3", "computed")
-_GB10 = Source(f"{_TABLE} a bf16 timing of Z-Image-Turbo; 8 and 4 bits assumed, attention: also NVIDIA dgx-spark-playbooks", "computed")
+_GB10 = Source(f"{_TABLE} bf16 and nvfp4 timings of Z-Image-Turbo; 8 bits assumed, attention: also NVIDIA dgx-spark-playbooks", "computed")
 _MLPERF = Source(f"{_TABLE} MLPerf Inference 4.1, SDXL in int8 on AGX Orin; all but int8 assumed", "computed")
 _PREFILL = Source("TensorRT-Edge-LLM 0.4.0, prefill on a T5000; attention assumed", "computed")
 
@@ -93,17 +93,17 @@ def _assumed(like: str) -> Source:
 SUSTAINED = {
     "Volta integrated (Xavier)": Sustained(0.60, 0.40, 0.35, 0.50, _assumed("Orin")),
     "Turing GeForce": Sustained(0.85, 0.60, 0.60, 0.90, _assumed("Ampere GeForce")),
-    "Ampere data centre": Sustained(0.43, 0.37, 0.50, 0.66, _A100),
+    "Ampere data centre": Sustained(0.40, 0.35, 0.50, 0.70, _A100),
     "Ampere GeForce": Sustained(0.85, 0.60, 0.60, 1.00, _GEFORCE),
     "Ampere workstation": Sustained(0.70, 0.60, 0.60, 0.73, Source("attention: SageAttention's charts; linears assumed", "computed")),
     "Ampere integrated (Orin)": Sustained(0.70, 0.49, 0.50, 0.50, _MLPERF),
-    "Ada GeForce": Sustained(0.83, 0.64, 0.74, 0.97, _GEFORCE),
-    "Ada workstation": Sustained(0.52, 0.50, 0.50, 0.73, _ADA_PRO),
-    "Hopper": Sustained(0.54, 0.48, 0.50, 0.38, _H100),
+    "Ada GeForce": Sustained(0.84, 0.61, 0.64, 0.97, _GEFORCE),
+    "Ada workstation": Sustained(0.52, 0.34, 0.50, 0.73, _ADA_PRO),
+    "Hopper": Sustained(0.60, 0.56, 0.50, 0.34, _H100),
     "Blackwell data centre": Sustained(0.60, 0.60, 0.60, 0.45, _assumed("Hopper")),
     "Blackwell integrated (Thor)": Sustained(0.40, 0.30, 0.20, 0.35, _PREFILL),
-    "Blackwell GeForce": Sustained(0.84, 0.50, 0.44, 1.00, _GEFORCE),
-    "Blackwell workstation": Sustained(0.80, 0.50, 0.50, 0.66, _GB10),
+    "Blackwell GeForce": Sustained(0.84, 0.50, 0.40, 1.00, _GEFORCE),
+    "Blackwell workstation": Sustained(0.80, 0.50, 0.61, 0.67, _GB10),
 }
 """Name of the rates of a class (targets/rates.py) -> what it keeps up."""
 

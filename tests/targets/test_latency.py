@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import dexport.targets.rates
@@ -10,8 +12,7 @@ from dexport.targets.catalogue import all_targets, find
 from dexport.targets.latency import BANDWIDTH, SUSTAINED, Work, attention_operations, estimable, milliseconds, total
 from dexport.targets.rates import Rates
 
-FACTOR = 1.45
-"""The worst is fp8 on the RTX 6000 Ada, to which nothing is fitted: benchmarks/estimator.py holds its only timing out."""
+FACTOR = 1.25
 
 
 def linear(tokens: int, inputs: int, outputs: int, format: str = "fp16", weight_bits: float = 16, input_bits: float = 16) -> Work:
@@ -20,11 +21,11 @@ def linear(tokens: int, inputs: int, outputs: int, format: str = "fp16", weight_
 
 
 def test_one_linear_by_hand() -> None:
-    """RTX 4090: 128 SMs x 2.52 GHz x 512 operations = 165 TFLOPS of fp16, of which linears keep 0.83; 1008 GB/s."""
+    """RTX 4090: 128 SMs x 2.52 GHz x 512 operations = 165 TFLOPS of fp16, of which linears keep 0.84; 1008 GB/s."""
     target = find("rtx-4090")
     large = milliseconds(linear(4096, 3072, 3072), target)
-    assert large == pytest.approx(2 * 4096 * 3072 * 3072 / (128 * 2.52e9 * 512 * 0.83) * 1e3)
-    assert large == pytest.approx(0.564, abs=0.001)
+    assert large == pytest.approx(2 * 4096 * 3072 * 3072 / (128 * 2.52e9 * 512 * 0.84) * 1e3)
+    assert large == pytest.approx(0.557, abs=0.001)
     one = milliseconds(linear(1, 3072, 3072), target)  # a vector waits for the weight
     assert one == pytest.approx((3072 * 3072 * 2 + 4 * 3072) / (1008e9 * BANDWIDTH) * 1e3)
     assert milliseconds(Work("add", "traffic", 0, 1e9), target) == pytest.approx(1e9 / (1008e9 * BANDWIDTH) * 1e3)
@@ -60,7 +61,7 @@ def video(format: str, weight_bits: float = 16) -> list[Work]:
 def transformer(blocks: int, heads: int, head: int, tokens: int, format: str, rank: int, weight_bits: float) -> list[Work]:
     width = heads * head
     linears = [linear(tokens, width, width, format, weight_bits, weight_bits)] * 12
-    branch = [linear(tokens, width, rank), linear(tokens, rank, width)] * 12 if rank else []
+    branch = [replace(linear(tokens, *sizes), bytes=0.0) for sizes in ((width, rank), (rank, width))] * 12 if rank else []  # fused by hand
     attention = Work("attention", "attention", attention_operations(tokens, tokens, heads, head), 8.0 * tokens * width, "bf16")
     passes = Work("norms and the like", "traffic", 0, 16.0 * tokens * width * 2)
     return [*linears, *branch, attention, passes] * blocks
