@@ -62,7 +62,10 @@ class Builder(Protocol):
         """Builds `name` in `folder`, which exists and is empty."""
 
     def files(self, name: str) -> tuple[str, ...]:
-        """Files of the engine in that folder, the one that a backend loads first; other files there are kept for people only."""
+        """Files of the engine in that folder, the one that a backend loads first."""
+
+    def layer_files(self, name: str) -> tuple[str, ...]:
+        """Files in that folder that `layers` reads; what else lies there is for people only."""
 
     def layers(self, folder: Path, name: str) -> list[Layer]:
         """What the compiler made of the model; nothing where only running it can tell."""

@@ -55,6 +55,10 @@ class OpenVinoBuilder:
         """Topology and weights."""
         return f"{name}.xml", f"{name}.bin"
 
+    def layer_files(self, name: str) -> tuple[str, ...]:
+        """None, see `layers`."""
+        return ()
+
     def layers(self, folder: Path, name: str) -> list[Layer]:
         """Known only when the model is compiled for its sizes, see `OpenVinoEngine.layers`."""
         return []

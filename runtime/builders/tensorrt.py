@@ -92,16 +92,24 @@ class TensorRTBuilder:
     def command(self, onnx: Path, folder: Path, name: str, options: Sequence[str]) -> list[str]:
         """One run of trtexec."""
         self.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        paths = [f"--onnx={onnx}", f"--saveEngine={folder / self.files(name)[0]}", f"--exportLayerInfo={folder / _layers_file(name)}"]
+        paths = [
+            f"--onnx={onnx}",
+            f"--saveEngine={folder / self.files(name)[0]}",
+            f"--exportLayerInfo={folder / self.layer_files(name)[0]}",
+        ]
         return [self.trtexec, *paths, f"--timingCacheFile={self.timing_cache}", *options]
 
     def files(self, name: str) -> tuple[str, ...]:
         """The engine."""
         return (f"{name}.engine",)
 
+    def layer_files(self, name: str) -> tuple[str, ...]:
+        """What trtexec's inspector writes."""
+        return (f"{name}.layers.json",)
+
     def layers(self, folder: Path, name: str) -> list[Layer]:
         """What trtexec's inspector says of the engine."""
-        return layers_from_json((folder / _layers_file(name)).read_bytes(), name)
+        return layers_from_json((folder / self.layer_files(name)[0]).read_bytes(), name)
 
     def memory_needed(self, weight_bytes: int) -> int:
         """The model, its weights while kernels are tried, and the engine."""
@@ -174,10 +182,6 @@ def trtexec_flags(profiles: Sequence[Profile], target: Target, *, plugins: str |
 
 def _shape(name: str, dims: tuple[int, ...]) -> str:
     return f"{name}:{'x'.join(str(dim) for dim in dims)}"
-
-
-def _layers_file(name: str) -> str:
-    return f"{name}.layers.json"
 
 
 def layers_from_json(data: bytes, name: str) -> list[Layer]:

@@ -18,16 +18,17 @@ from dexport.errors import Failure, UserError
 from dexport.runtime.backends.openvino import OpenVinoEngine
 from dexport.runtime.builders.builder import Builder
 from dexport.runtime.bundle import Bundle, open_bundle
-from dexport.runtime.bundle_writer import BundleWriter, copy_file, trust_own_code
+from dexport.runtime.bundle_writer import BundleWriter, copy_file
 from dexport.runtime.device import Device, free_memory, this_device
 from dexport.runtime.engines import Engine, variant_for
 from dexport.runtime.finalize.prebuilt import take
 from dexport.runtime.finalize.precision import Precisions, compare_precisions
 from dexport.runtime.finalize.process import last_words, run_watched
 from dexport.runtime.finalize.task import Task, builder_for, key_of_variant, kit_variants, tasks_of
-from dexport.runtime.finalize.work import LOG, Made, WorkFolder
+from dexport.runtime.finalize.work import LOG, Made, WorkFolder, key_of
 from dexport.runtime.manifest import Manifest
 from dexport.runtime.selftest import Check, selftest
+from dexport.runtime.trust import default_trust_file, trust, trusted_hashes
 from dexport.targets.catalogue import find
 
 Report = Callable[[str, float | None], None]
@@ -68,6 +69,9 @@ def finalize(
 ) -> Finished:
     """Makes a finished bundle of a kit. Interrupted, it goes on where it stopped: finished engines are kept in OUT.finalize.
 
+    Machine code is trusted as soon as it is compiled, and only then: an engine found in OUT.finalize that the user does not trust is
+    built again, wherever it came from.
+
     Args:
         kit: a bundle whose engines are still to be built.
         out: the finished bundle; NAME.dxb for one file, else a folder.
@@ -95,8 +99,6 @@ def finalize(
         report("write the bundle", _SHARE_OF_BUILDING)
         finished = _write(run, made, out, device, test=test and engines is None)
         work.remove()
-    if builder.native and engines is None:
-        trust_own_code(finished.path)
     report("done", 1.0)
     return finished
 
@@ -116,7 +118,7 @@ class _Run:
 
     def build_all(self) -> dict[str, Made]:
         """Key -> engine, for every task."""
-        made = {key: found for key, task in self.tasks.items() if (found := self.work.finished(task.name, key)) is not None}
+        made = self._finished()
         todo = [task for key, task in self.tasks.items() if key not in made]
         self._check_room(todo)
         for index, task in enumerate(todo):
@@ -126,6 +128,23 @@ class _Run:
             self._forget_inputs(task, todo[index + 1 :])
             self.report(_told(task.name, made[task.key]), _SHARE_OF_BUILDING * (index + 1) / len(todo))
         return made
+
+    def _finished(self) -> dict[str, Made]:
+        """Engines of an earlier run; none with --engines, for copying them again takes no longer than looking whether they are the same."""
+        if self.engines is not None:
+            return {}
+        found = {key: self.work.finished(task.name, key, self._kept_files(task)) for key, task in self.tasks.items()}
+        trusted = trusted_hashes(default_trust_file()) if self.builder.native else None
+        return {
+            key: made for key, made in found.items() if made and (trusted is None or trusted >= self._code(made, self.tasks[key]).keys())
+        }
+
+    def _kept_files(self, task: Task) -> tuple[str, ...]:
+        return (*self.builder.files(task.name), *self.builder.layer_files(task.name))
+
+    def _code(self, made: Made, task: Task) -> dict[str, str]:
+        """sha256 of an engine's files, and what they are."""
+        return {made.hashes[file]: f"{self.bundle.path.name}: {file}" for file in self.builder.files(task.name)}
 
     def _check_room(self, todo: list[Task]) -> None:
         largest = max((task.bytes for task in todo), default=0)
@@ -143,9 +162,12 @@ class _Run:
         self.report(f"warning: {text}", None)
 
     def _build(self, task: Task) -> Made:
-        build = self._compile if self.engines is None else self._take
+        build, key = (self._compile, task.key) if self.engines is None else (self._take, key_of("built elsewhere", task.key))
         try:
-            return self.work.make(task.name, task.key, self.builder.files(task.name), partial(build, task))
+            made = self.work.make(task.name, key, self._kept_files(task), partial(build, task))
+            if self.builder.native and self.engines is None:
+                trust(self._code(made, task), default_trust_file())
+            return made
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise _disk_full(self.work.path, f"room for the engine {task.name}", shutil.disk_usage(self.work.path).free) from error
@@ -154,7 +176,7 @@ class _Run:
     def _compile(self, task: Task, folder: Path) -> dict[str, Any]:
         command = self.builder.command(self._inputs(task), folder, task.name, task.options)
         usage = run_watched(command, folder / LOG)
-        missing = [file for file in self.builder.files(task.name) if not (folder / file).exists()]
+        missing = [file for file in self._kept_files(task) if not (folder / file).exists()]
         free = shutil.disk_usage(folder).free
         if (usage.failed or missing) and free < _FULL_BYTES:
             raise _disk_full(self.work.path, f"room for the engine {task.name}", free)

@@ -7,7 +7,8 @@
       denoiser-512x512.partial/
 
 `made.json` says of what and how an engine was made (a key) and the sha256 of its files; an engine counts as finished only if both are
-right, so nothing in the folder is trusted for being there.
+right and no file is missing. That finds damage and leftovers, not malice: whoever can write here can write a fitting record as well.
+So machine code from here is used only if the user's trust file has it, see `finalize`.
 """
 
 from __future__ import annotations
@@ -84,13 +85,14 @@ class WorkFolder:
         """Deletes all of it; the lock is held on until the context ends."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def finished(self, name: str, key: str) -> Made | None:
-        """The engine of that name, if it was made in that way and is undamaged."""
+    def finished(self, name: str, key: str, files: Sequence[str]) -> Made | None:
+        """The engine of that name, if it was made in that way, and all its files are there and undamaged."""
         folder = self.path / name
         try:
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             made = Made(folder, **record)
-            if made.key == key and all(file_entry(folder / file).sha256 == sha256 for file, sha256 in made.hashes.items()):
+            right = made.key == key and made.hashes.keys() == set(files)
+            if right and all(file_entry(folder / file).sha256 == made.hashes[file] for file in files):
                 return made
         except (OSError, ValueError, TypeError, AttributeError):  # absent, or not what `make` wrote
             pass
@@ -100,7 +102,7 @@ class WorkFolder:
         """Builds an engine in a folder that gets its name when it is complete.
 
         Args:
-            files: names of the engine's files.
+            files: names of what is kept of it.
             build: gets the empty folder, puts the files there and returns what to note of the build.
         """
         partial = self.path / f"{name}.partial"

@@ -6,6 +6,7 @@ in the form in which trtexec writes them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from dexport.runtime.bundle import open_bundle
 from dexport.runtime.device import Device
 from dexport.runtime.engines import open_engine
 from dexport.runtime.finalize.finalize import Finished, finalize
+from dexport.runtime.finalize.work import RECORD
 from dexport.runtime.trust import default_trust_file, trusted_hashes
 from tests.runtime.finalize.small_kit import PROFILE, WIDTH, small_kit, without_golden
 from tests.runtime.small_disk import run_on_small_disk
@@ -243,6 +245,49 @@ def test_a_damaged_engine_is_built_again(tmp_path: Path, trtexec: Callable[[], l
     monkeypatch.delenv("FAIL")
     (tmp_path / "out.dxb.finalize/denoiser-64x64/denoiser-64x64.engine").write_bytes(b"plan of denoiser-64x64.engin!")
     assert _finalize_on_orin(tmp_path).built == ("denoiser-64x64", "decoder") and len(trtexec()) == 4
+
+
+def _finalize_interrupted(tmp_path: Path, **options: Any) -> None:
+    """Up to the moment at which all engines lie in out.dxb.finalize."""
+    kit = small_kit(tmp_path / "kit.dxb", "jetson-orin-nano-8gb@jetpack-6.2")
+    with pytest.raises(KeyboardInterrupt):
+        finalize(kit, tmp_path / "out.dxb", device=ORIN, report=_stop_at("write the bundle"), test=False, **options)
+
+
+def _assert_only_our_own_code(finished: Finished) -> None:
+    bundle = open_bundle(finished.path)
+    assert {bundle.read_bytes(file) for file in bundle.manifest.native_files()} == {
+        b"plan of denoiser-64x64.engine",
+        b"plan of decoder.engine",
+    }
+    assert trusted_hashes(default_trust_file()) == {bundle.manifest.files[file].sha256 for file in bundle.manifest.native_files()}
+
+
+@pytest.mark.usefixtures("trtexec")
+def test_engines_from_elsewhere_are_not_kept_by_a_run_that_builds(tmp_path: Path) -> None:
+    _finalize_interrupted(tmp_path, engines=_built_by_the_kit(tmp_path))
+    finished = _finalize_on_orin(tmp_path)
+    assert not finished.kept
+    _assert_only_our_own_code(finished)
+
+
+@pytest.mark.usefixtures("trtexec")
+def test_an_engine_that_somebody_put_there_is_not_kept(tmp_path: Path) -> None:
+    _finalize_interrupted(tmp_path)
+    folder = tmp_path / "out.dxb.finalize/decoder"
+    (folder / "decoder.engine").write_bytes(b"evil")
+    record = json.loads((folder / RECORD).read_text())
+    record["hashes"]["decoder.engine"] = hashlib.sha256(b"evil").hexdigest()
+    (folder / RECORD).write_text(json.dumps(record))
+    finished = _finalize_on_orin(tmp_path)
+    assert finished.kept == ("denoiser-64x64",)
+    _assert_only_our_own_code(finished)
+
+
+def test_layers_that_changed_build_the_engine_again(tmp_path: Path, trtexec: Callable[[], list[str]]) -> None:
+    _finalize_interrupted(tmp_path)
+    (tmp_path / "out.dxb.finalize/decoder/decoder.layers.json").write_text('{"Layers": []}')
+    assert _finalize_on_orin(tmp_path).built == ("decoder",) and len(trtexec()) == 3
 
 
 def test_another_tensorrt_builds_every_engine_again(

@@ -19,24 +19,32 @@ def _build(folder: Path) -> dict[str, Any]:
 
 def test_a_finished_engine_is_found_again(tmp_path: Path) -> None:
     with WorkFolder(tmp_path / "out.dxb") as work:
-        assert work.finished("a", "key") is None
+        assert work.finished("a", "key", ["a.bin"]) is None
         made = work.make("a", "key", ["a.bin"], _build)
-        assert work.finished("a", "key") == made and made.seconds == 1.5
-        assert work.finished("a", "another key") is None
+        assert work.finished("a", "key", ["a.bin"]) == made and made.seconds == 1.5
+        assert work.finished("a", "another key", ["a.bin"]) is None
     with WorkFolder(tmp_path / "out.dxb") as work:
-        assert work.finished("a", "key") == made
+        assert work.finished("a", "key", ["a.bin"]) == made
         (made.folder / "a.bin").write_bytes(b"damage")
-        assert work.finished("a", "key") is None
+        assert work.finished("a", "key", ["a.bin"]) is None
         work.remove()
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{}", '{"key": "key", "hashes": {"b.bin": "0"}}', '{"key": "key", "hashes": []}'])
+@pytest.mark.parametrize(
+    "record", ["", "[]", "{}", '{"key": "key", "hashes": {"b.bin": "0"}}', '{"key": "key", "hashes": []}', '{"key": "key", "hashes": {}}']
+)
 def test_a_record_that_we_did_not_write_counts_for_nothing(tmp_path: Path, record: str) -> None:
     with WorkFolder(tmp_path / "out") as work:
         made = work.make("a", "key", ["a.bin"], _build)
         (made.folder / RECORD).write_text(record)
-        assert work.finished("a", "key") is None
+        assert work.finished("a", "key", ["a.bin"]) is None
+
+
+def test_an_engine_is_finished_with_exactly_its_files(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path / "out") as work:
+        work.make("a", "key", ["a.bin"], _build)
+        assert work.finished("a", "key", ["a.bin", "layers.json"]) is None and work.finished("a", "key", []) is None
 
 
 def test_a_failed_build_leaves_its_log_and_no_engine(tmp_path: Path) -> None:
