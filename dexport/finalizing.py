@@ -103,6 +103,7 @@ def _finalize_here(request: FinalizeRequest, output: Path) -> None:
 
 
 def _finalize_there(request: FinalizeRequest, address: str, output: Path) -> bool:
+    from dexport.runtime.finalize.output import check_place
     from dexport.runtime.finalize.remote import Remote
     from dexport.runtime.finalize.ssh import parse_host
 
@@ -113,6 +114,7 @@ def _finalize_there(request: FinalizeRequest, address: str, output: Path) -> boo
         status = Remote(request.kit, host).status()
         click.echo(status_line(status))
         return status.stage != "failed"
+    check_place(request.kit, output)
     start = time.monotonic()
     try:
         with reporting() as report:

@@ -21,6 +21,7 @@ from dexport.runtime.bundle import Bundle, open_bundle
 from dexport.runtime.bundle_writer import BundleWriter, copy_file
 from dexport.runtime.device import Device, free_memory, this_device
 from dexport.runtime.engines import Engine, variant_for
+from dexport.runtime.finalize.output import check_place
 from dexport.runtime.finalize.prebuilt import take
 from dexport.runtime.finalize.precision import Precisions, compare_precisions
 from dexport.runtime.finalize.process import last_words, run_watched
@@ -80,12 +81,11 @@ def finalize(
         engines: take engines that kit/build.sh has built, instead of building here. They are neither tested nor trusted.
 
     Raises:
-        UserError: not a kit, a kit for another device, something missing on this one.
+        UserError: not a kit, a kit for another device, something missing on this one, or `out` holds something else than a bundle.
         Failure: a build failed, the disk is full, a golden run gave something else.
     """
     bundle = open_bundle(kit)
-    if out.resolve() == kit.resolve():
-        raise UserError(str(out), expected="another name than the kit's", got="the same", fix="choose one with -o")
+    check_place(kit, out)
     device = device or this_device()
     builder = builder_for(bundle.manifest, device)
     if engines is None:

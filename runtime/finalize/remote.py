@@ -20,6 +20,7 @@ from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.bundle import open_bundle
 from dexport.runtime.bundle_writer import BundleWriter, copy_file
 from dexport.runtime.finalize.job import STAGE_LINE, Status
+from dexport.runtime.finalize.output import check_place
 from dexport.runtime.finalize.ssh import ConnectionLost, Host, error_from
 from dexport.runtime.manifest import Manifest
 from dexport.runtime.strict_json import shown
@@ -108,8 +109,10 @@ class Remote:
             status: what `follow` returned, if it was called.
 
         Raises:
+            UserError: `out` is the kit, or holds something else than a bundle.
             Failure: it is not done, the disk is full, or what arrived is something else.
         """
+        check_place(self.kit, out)
         status = status or self._persistently(self._status)
         if status.stage != "done":
             raise self._not_done(status)
@@ -127,6 +130,7 @@ class Remote:
         if arrived != result:
             part.unlink()
             raise Failure(str(out), expected=f"the bundle {result}", got=arrived, fix="run it again with --attach, to copy it again")
+        check_place(self.kit, out)  # much may have happened since
         os.replace(part, out)
         return out
 

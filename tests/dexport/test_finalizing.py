@@ -59,6 +59,16 @@ def test_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureF
     assert message in capsys.readouterr().err
 
 
+def test_over_ssh_too_nothing_but_a_bundle_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kit, notes = small_kit(tmp_path / "kit.dxb"), tmp_path / "notes.dxb"
+    notes.write_text("mine")
+    before = kit.read_bytes()
+    for out, message in ((kit, "expected another name than the kit's"), (notes, "expected nothing there, or a bundle to replace")):
+        assert main(["finalize", str(kit), "-o", str(out), "--ssh", "no-host", "--ssh-command", "no-such-ssh"]) == 2
+        assert message in capsys.readouterr().err
+    assert kit.read_bytes() == before and notes.read_text() == "mine"
+
+
 def test_interrupted_at_the_desk_the_device_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

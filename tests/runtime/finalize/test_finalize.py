@@ -160,6 +160,11 @@ def test_what_is_no_kit_is_refused(kit: Path, finished: Finished, tmp_path: Path
     assert "expected a bundle, got nothing there" in _refused(UserError, tmp_path / "none.dxb", out)
 
 
+def test_what_may_not_be_replaced_is_found_before_anything_is_built(kit: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.dxb").write_text("mine")
+    assert "expected nothing there, or a bundle to replace" in _refused(UserError, kit, tmp_path / "out.dxb", report=_stop_at(""))
+
+
 def test_a_kit_for_another_device_is_refused_in_one_line(tmp_path: Path) -> None:
     kit = small_kit(tmp_path / "kit.dxb", "jetson-orin-nano-8gb@jetpack-6.2")
     message = _refused(UserError, kit, tmp_path / "out.dxb", device=Device("x86_64"))

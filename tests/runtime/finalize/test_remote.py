@@ -110,6 +110,10 @@ def test_a_job_is_killed_then_fails_and_goes_on_each_time(server: Server, tmp_pa
     (tmp_path / f".out.dxb.{status.result[:16]}.part").write_bytes(bytes(status.result_bytes))
     with pytest.raises(Failure, match=r"out\.dxb: expected the bundle .*, got something else .*; run it again with --attach"):
         remote.fetch(tmp_path / "out.dxb", status)
+    (tmp_path / "notes.dxb").write_text("mine")
+    for out in (kit, tmp_path / "notes.dxb"):
+        with pytest.raises(UserError, match=r"expected another name than the kit's|expected nothing there, or a bundle to replace"):
+            remote.fetch(out, status)
     assert open_bundle(remote.fetch(tmp_path / "out.dxb", status))
     remote.clean()
 
