@@ -147,7 +147,7 @@ class Emitter:
                 if not backend.endswith(KIT):
                     return Variant(size=size, artifact=files[0], format="onnx", files=files)
                 profiles = _profiles(graph, ranges)
-                self._kit.append(KitComponent(stem, files[0], tuple(profiles), onnx.weight_bytes))
+                self._kit.append(KitComponent(stem, files[0], tuple(profiles), onnx.weight_bytes, files[1:]))
                 asked = asked_to_json(asked_precisions(onnx.path))
                 return Variant(
                     size=size, artifact=files[0], format=backend, files=files, kernels=asked, profiles=profiles_to_json(profiles)

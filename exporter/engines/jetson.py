@@ -46,12 +46,14 @@ class KitComponent:
         profiles: optimization profiles in the order of their index; each has a range for every input with an unknown size.
             Empty for a model whose sizes are all fixed.
         weight_bytes: size of its weights, for the checks of memory and disk.
+        data: paths of its other files inside the bundle: weights outside of the ONNX file.
     """
 
     name: str
     onnx: str
     profiles: tuple[Profile, ...]
     weight_bytes: int
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, 
     kit = bundle / KIT_FOLDER
     kit.mkdir(parents=True, exist_ok=True)
     written = _copy_plugins(kit, plugins) if plugins else []
-    commands = [scripts.Engine(item.name, item.onnx, _flags(item, target, plugins)) for item in components]
+    commands = [scripts.Engine(item.name, item.onnx, item.data, _flags(item, target, plugins)) for item in components]
     texts = {
         "build.sh": scripts.build_script(commands, sm=_nvcc_architecture(target), plugins=plugins is not None),
         "check.sh": scripts.check_script(target, [item.weight_bytes for item in components]),
@@ -131,9 +133,10 @@ def _copy_plugins(kit: Path, plugins: KitPlugins) -> list[Path]:
 def _check_component(bundle: Path, component: KitComponent, target: Target, operators: tuple[str, ...]) -> None:
     if not _FILE_NAME.fullmatch(component.name):
         raise Failure(f"component {component.name!r}", expected="letters, digits, _ . -", got=component.name, fix="rename it")
-    inside = PurePosixPath(component.onnx)
-    if inside.is_absolute() or ".." in inside.parts or not all(_FILE_NAME.fullmatch(part) for part in inside.parts):
-        raise Failure(f"component {component.name}", expected="a plain path inside the bundle", got=component.onnx, fix="move the model")
+    for file in (component.onnx, *component.data):
+        inside = PurePosixPath(file)
+        if inside.is_absolute() or ".." in inside.parts or not all(_FILE_NAME.fullmatch(part) for part in inside.parts):
+            raise Failure(f"component {component.name}", expected="a plain path inside the bundle", got=file, fix="move the model")
     assert target.tensorrt is not None
     path = bundle / component.onnx
     version = (target.tensorrt[0], target.tensorrt[1])

@@ -13,18 +13,19 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Engine:
-    """One trtexec run: name of the engine, path of its model in the bundle, quoted flags."""
+    """One trtexec run: name of the engine, paths of its model and of the model's other files in the bundle, quoted flags."""
 
     name: str
     onnx: str
+    data: tuple[str, ...]
     flags: tuple[str, ...]
 
 
 _BUILD_HEAD = """\
 #!/usr/bin/env bash
 # Builds this bundle's TensorRT engines. Run it on the device: bash kit/build.sh
-# It can be stopped and started again: engines that are newer than their model, and made by this very trtexec with these
-# flags, are kept. Environment: TRTEXEC (path of trtexec), DEXPORT_SKIP_CHECKS=1 (build although kit/check.sh complains).
+# It can be stopped and started again: engines that are newer than their model, and made of these very files by this very trtexec
+# with these flags, are kept. Environment: TRTEXEC (path of trtexec), DEXPORT_SKIP_CHECKS=1 (build although kit/check.sh complains).
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -45,12 +46,18 @@ version="$(sed -n 's/.*TensorRT v\\([0-9]*\\).*/\\1/p' <<<"$banner")"
 partial=""
 trap '[[ -z "$partial" ]] || rm -f -- "$partial" "$partial.json"' EXIT
 
-# build NAME MODEL FLAG...: one engine, which appears under its name only when it is complete.
+# build NAME MODEL DATA... -- FLAG...: one engine, which appears under its name only when it is complete.
 build() {
-  local name="$1" model="$2"
-  shift 2
+  local name="$1" model="$2" files=() hashes
+  shift
+  while [[ "$1" != -- ]]; do
+    files+=("$1")
+    shift
+  done
+  shift
+  hashes="$(sha256sum -- "${files[@]}" | cut -c 1-64 | LC_ALL=C sort | paste -s -d , -)"
   local engine="engines/$name.engine" stamp="engines/$name.made-by"
-  local made_by="TensorRT $version $*"
+  local made_by="TensorRT $version $hashes $*"
   if [[ "$engine" -nt "$model" && -f "$stamp" && "$(cat -- "$stamp")" == "$made_by" ]]; then
     echo "$name: $engine is up to date"
     return
@@ -98,7 +105,7 @@ def build_script(engines: Sequence[Engine], *, sm: str, plugins: bool) -> str:
     if plugins:
         parts.append(_BUILD_PLUGINS.format(architecture=sm))
     for engine in engines:
-        lines = [f"build {shlex.quote(engine.name)} {shlex.quote(engine.onnx)}", *engine.flags]
+        lines = [" ".join(("build", *map(shlex.quote, (engine.name, engine.onnx, *engine.data)), "--")), *engine.flags]
         parts.append("\n" + " \\\n  ".join(lines) + "\n")
     parts.append('\necho "all engines are built"\n')
     return "".join(parts)

@@ -187,7 +187,9 @@ class _Run:
 
     def _take(self, task: Task, folder: Path) -> dict[str, Any]:
         assert self.engines is not None
-        return take(self.engines, task.name, task.options, find(self.bundle.manifest.target), folder)
+        manifest = self.bundle.manifest
+        hashes = [manifest.files[file].sha256 for file in task.files]
+        return take(self.engines, task.name, hashes, task.options, find(manifest.target), folder)
 
     def _inputs(self, task: Task) -> Path:
         """Path of the ONNX file with its weights beside it; out of a .dxb they are copied, for no compiler reads inside one."""
@@ -276,11 +278,11 @@ def _tested(run: _Run, bundle: Bundle, precisions: dict[str, Precisions]) -> lis
 
 
 def _record(run: _Run, made: Mapping[str, Made], checks: list[Check], device: Device) -> dict[str, Any]:
-    """report/finalize.json: on what, with what and how long, for whoever asks later."""
+    """report/finalize.json: on what, with what and how long, for whoever asks later; of engines built elsewhere we know neither."""
+    built_here = {"device": dataclasses.asdict(device), "tools": dict(run.builder.tools)} if run.engines is None else {}
     return {
         "dexport": metadata.version("dexport"),
-        "device": dataclasses.asdict(device),
-        "tools": dict(run.builder.tools),
+        **built_here,
         "engines": {
             task.name: {
                 "seconds": round(made[key].seconds, 3),

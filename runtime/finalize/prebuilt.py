@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from dexport.errors import UserError
+from dexport.runtime.strict_json import shown
 from dexport.targets.target import Target
 from dexport.targets.tensorrt import dotted
 
-_MADE_BY = re.compile(r"TensorRT (\d+) (.*)")
+_MADE_BY = re.compile(r"TensorRT (\d+) (?:([0-9a-f,]{64,}) )?(.*)")
+"""What kit/build.sh notes beside an engine: TensorRT's version, the sorted sha256 of the model's files, and the flags."""
 
 
-def take(engines: Path, name: str, options: Sequence[str], target: Target, folder: Path) -> dict[str, Any]:
+def take(engines: Path, name: str, hashes: Sequence[str], options: Sequence[str], target: Target, folder: Path) -> dict[str, Any]:
     """Copies an engine and its layers into `folder`; returns nothing to note of the build, which nobody watched.
 
     Args:
         engines: the folder that build.sh has filled.
+        hashes: sha256 of the files of the model.
 
     Raises:
         UserError: the engine is missing, or was built with another TensorRT or from another kit.
@@ -31,12 +34,14 @@ def take(engines: Path, name: str, options: Sequence[str], target: Target, folde
     except OSError as error:
         raise UserError(str(stamp), expected="what kit/build.sh writes", got=error.strerror or "an error", fix=fix) from error
     assert target.tensorrt is not None
-    code, flags = (int(found[1]), found[2]) if found else (0, "")
+    code, models, flags = (int(found[1]), found[2] or "none", found[3]) if found else (0, "none", "")
     major, minor = target.tensorrt[:2]
     if code // 100 != major * 100 + minor:
         raise UserError(str(stamp), expected=f"TensorRT {dotted((major, minor))}", got=f"{code // 10000}.{code // 100 % 100}", fix=fix)
     if flags != " ".join(options):
         raise UserError(str(stamp), expected="the flags of this kit", got=flags or "none", fix=fix)
+    if models != ",".join(sorted(hashes)):
+        raise UserError(str(stamp), expected="the sha256 of this kit's model", got=shown(models), fix=fix)
     for file in (f"{name}.engine", f"{name}.layers.json"):
         try:
             shutil.copyfile(engines / file, folder / file)

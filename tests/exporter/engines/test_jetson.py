@@ -4,6 +4,7 @@ There is no trtexec here: a stand-in program accepts exactly the flags that trte
 sampleOptions.cpp), writes the files it is told to write, and can be made to fail half-way.
 """
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_other_flags_rebuild_the_engine(bundle: Path, components: list[KitCompon
     write_kit(bundle, components, find("jetson-orin@jetpack-6.2"))
     assert _build(bundle).returncode == 0
     assert len(_calls(bundle)) == 4
+
+
+def test_an_engine_is_stamped_with_the_files_of_its_model(bundle: Path) -> None:
+    """finalize --engines compares them with the kit; a file of the same age but of another content builds the engine again."""
+    data, model = bundle / "graphs/decoder.data", bundle / "graphs/decoder.onnx"
+    data.write_bytes(b"weights")
+    component = KitComponent("decoder", "graphs/decoder.onnx", (), weight_bytes=7, data=("graphs/decoder.data",))
+    write_kit(bundle, [component], ORIN)
+    for content in (b"weights", b"weight2"):
+        data.write_bytes(content)
+        os.utime(data, (0, 0))
+        assert _build(bundle).returncode == 0
+        hashes = ",".join(sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in (model, data)))
+        assert (bundle / "engines/decoder.made-by").read_text().startswith(f"TensorRT 100300 {hashes} --stronglyTyped ")
+    assert len(_calls(bundle)) == 2
+    data.unlink()
+    assert _build(bundle).returncode != 0
 
 
 def test_a_failed_build_leaves_no_engine_and_can_be_repeated(bundle: Path, components: list[KitComponent]) -> None:

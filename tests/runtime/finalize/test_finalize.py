@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,9 @@ def test_a_damaged_engine_is_built_again(tmp_path: Path, trtexec: Callable[[], l
 
 def _finalize_interrupted(tmp_path: Path, **options: Any) -> None:
     """Up to the moment at which all engines lie in out.dxb.finalize."""
-    kit = small_kit(tmp_path / "kit.dxb", "jetson-orin-nano-8gb@jetpack-6.2")
+    kit = tmp_path / "kit.dxb"
+    if not kit.exists():
+        small_kit(kit, "jetson-orin-nano-8gb@jetpack-6.2")
     with pytest.raises(KeyboardInterrupt):
         finalize(kit, tmp_path / "out.dxb", device=ORIN, report=_stop_at("write the bundle"), test=False, **options)
 
@@ -270,6 +273,7 @@ def _assert_only_our_own_code(finished: Finished) -> None:
 
 @pytest.mark.usefixtures("trtexec")
 def test_engines_from_elsewhere_are_not_kept_by_a_run_that_builds(tmp_path: Path) -> None:
+    small_kit(tmp_path / "kit.dxb", "jetson-orin-nano-8gb@jetpack-6.2")
     _finalize_interrupted(tmp_path, engines=_built_by_the_kit(tmp_path))
     finished = _finalize_on_orin(tmp_path)
     assert not finished.kept
@@ -315,14 +319,17 @@ def test_the_golden_test_of_tensorrt_needs_its_package(tmp_path: Path) -> None:
 
 def _built_by_the_kit(tmp_path: Path, **stamp: str) -> Path:
     """The folder that kit/build.sh leaves."""
+    manifest = open_bundle(tmp_path / "kit.dxb").manifest
     engines = tmp_path / "engines"
     engines.mkdir()
     flags = "--stronglyTyped --skipInference --profilingVerbosity=detailed --memPoolSize=workspace:1433M"
     shapes = f"--profile=0 --minShapes=x:1x{WIDTH} --optShapes=x:2x{WIDTH} --maxShapes=x:4x{WIDTH}"
     for name in ("denoiser-64x64", "decoder"):
+        files = (f"graphs/{name}.onnx", f"graphs/{name.split('-')[0]}.data")
+        hashes = ",".join(sorted(manifest.files[file].sha256 for file in files))
         (engines / f"{name}.engine").write_text(f"plan of {name}")
         (engines / f"{name}.layers.json").write_text('{"Layers": []}')
-        (engines / f"{name}.made-by").write_text(stamp.get(name, f"TensorRT 100300 {flags} {shapes}") + "\n")
+        (engines / f"{name}.made-by").write_text(stamp.get(name, f"TensorRT 100300 {hashes} {flags} {shapes}") + "\n")
     return engines
 
 
@@ -331,6 +338,8 @@ def test_engines_of_a_device_without_dexport(tmp_path: Path, monkeypatch: pytest
     kit = small_kit(tmp_path / "kit.dxb", "jetson-orin-nano-8gb@jetpack-6.2")
     finished = finalize(kit, tmp_path / "out", engines=_built_by_the_kit(tmp_path), device=Device("x86_64"))
     assert (finished.path / "engines/decoder.engine").read_text() == "plan of decoder"
+    record = json.loads((finished.path / "report/finalize.json").read_text())
+    assert "device" not in record and "tools" not in record, "this machine did not build them"
     with pytest.raises(UserError, match="expected machine code that was built on this machine or that you trust"):
         open_bundle(finished.path).read_bytes("engines/decoder.engine")
 
@@ -350,6 +359,17 @@ def test_engines_of_another_kit_are_refused(tmp_path: Path, stamp: str, message:
     assert "expected what kit/build.sh writes, got No such file" in _refused(
         UserError, kit, tmp_path / "out", engines=tmp_path, device=Device("x86_64")
     )
+
+
+def test_engines_of_another_kit_with_the_same_shapes_are_refused(tmp_path: Path) -> None:
+    kit = small_kit(tmp_path / "kit.dxb", "jetson-orin-nano-8gb@jetpack-6.2")
+    engines = _built_by_the_kit(tmp_path)
+    stamp = engines / "decoder.made-by"
+    stamp.write_text((engines / "denoiser-64x64.made-by").read_text())
+    message = _refused(UserError, kit, tmp_path / "out", engines=engines, device=Device("x86_64"))
+    assert "decoder.made-by: expected the sha256 of this kit's model, got " in message
+    stamp.write_text(re.sub("[0-9a-f,]{64,} ", "", stamp.read_text()))
+    assert "sha256 of this kit's model, got none" in _refused(UserError, kit, tmp_path / "out", engines=engines, device=Device("x86_64"))
 
 
 def test_a_full_disk(kit: Path, tmp_path: Path) -> None:
