@@ -6,6 +6,7 @@
 4. Shapes agree: the terms of a combine with its result, a broadcast row with its buffer, refs with their port.
 5. Only floats are combined or drawn, and only float tables scale.
 6. Every size is bounded, so that a hostile program cannot ask for absurd memory.
+7. There are results, and where there are several, their frames join: all else of their shapes is the same.
 
 A port's dimension is a number or a symbol; a symbol has one value within an instruction. Where a component was built for a
 fixed number of rows and the buffer's rows are per batch, all such ports must mean the same batch.
@@ -43,7 +44,7 @@ _FIX = "rebuild the bundle"
 
 
 def check_program(program: Program, components: Mapping[str, Component] | None = None) -> int | None:
-    """Checks rules 1 to 6; ports only when `components` is given.
+    """Checks rules 1 to 7; ports and the join of results only when `components` is given.
 
     Args:
         program: what `program_from_json` returned, or what an exporter made.
@@ -74,6 +75,8 @@ def check_program(program: Program, components: Mapping[str, Component] | None =
     for name in program.results:
         if not written[name].holds(Ref(name)):
             raise UserError(f"program '{program.name}'", expected=f"the result '{name}' to be written", got="it is not", fix=_FIX)
+    if components is not None:
+        _check_join(program)
     return next(iter(batches), None)
 
 
@@ -117,6 +120,21 @@ def _check_declarations(program: Program) -> None:
     for name in (*program.request, *program.results):
         if name not in program.buffers:
             raise UserError(where, expected=f"one of the buffers {_names(program.buffers)}", got=f"'{name}'", fix=_FIX)
+
+
+def _check_join(program: Program) -> None:
+    """Rule 7."""
+    where = f"program '{program.name}'"
+    if not program.results:
+        raise UserError(where, expected="at least one result", got="none", fix=_FIX)
+    first, *others = program.results
+    for name in others:
+        one, other = program.buffers[first], program.buffers[name]
+        ranks = {len(one.sizes), len(other.sizes)}
+        if not ranks <= {3, 4} or (one.dtype, one.rows, one.sizes[-3:]) != (other.dtype, other.rows, other.sizes[-3:]):
+            expected = "results of [rows, height, width, 3] or [rows, frames, height, width, 3], alike but for their frames"
+            got = " and ".join(f"'{n}' of {b.dtype}, {_shown(b.rows, b.sizes)}" for n, b in ((first, one), (name, other)))
+            raise UserError(where, expected=expected, got=got, fix=_FIX)
 
 
 def _check_refs(program: Program, instruction: Instruction, where: str) -> None:

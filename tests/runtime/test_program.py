@@ -184,11 +184,25 @@ _BUFFERS = program().buffers
 _DENOISE = program().iterations[0][1]
 assert isinstance(_DENOISE, Run)
 
+_RESULTS = {"request": ("cond", "more"), "results": ("image", "more")}
+"""A second result, which the request fills."""
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"timesteps": (1.0,)}, "program 'euler-2': expected one timestep per iteration, got 1 timesteps for 2 iterations"),
     ({"start_step": 2}, "expected a start step below the 2 steps, got 2"),
     ({"request": ("cond", "mask")}, "expected one of the buffers cond, eps, image, time, x, got 'mask'"),
     ({"results": ("image", "video")}, "expected one of the buffers .*, got 'video'"),
+    ({"results": ()}, "program 'euler-2': expected at least one result, got none"),
+    (
+        {"buffers": {**_BUFFERS, "more": Buffer("float32", Rows(1, True), (3, 16, 17))}, **_RESULTS},
+        r"alike but for their frames, got 'image' of float32, shape \[batch, 3, 16, 16\] and 'more' of float32, shape \[batch, 3, 16, 17\]",
+    ),
+    (
+        {"buffers": {**_BUFFERS, "more": Buffer("float32", Rows(2, True), (3, 16, 16))}, **_RESULTS},
+        r"'more' of float32, shape \[2\*batch, 3",
+    ),
+    ({"buffers": {**_BUFFERS, "more": Buffer("uint8", Rows(1, True), (3, 16, 16))}, **_RESULTS}, "'more' of uint8, shape"),
+    ({"buffers": {**_BUFFERS, "more": Buffer("float32", Rows(1, True), (1, 2, 3, 16, 16))}, **_RESULTS}, "alike but for their frames"),
     ({"end": ()}, "program 'euler-2': expected the result 'image' to be written, got it is not"),
     ({"begin": ()}, r"iterations\[0\]\[1\]: expected 'x' to be written before it is read, got no earlier instruction does"),
     ({"buffers": {**_BUFFERS, "big": Buffer("float32", Rows(2**31 - 1), (5,))}}, "buffer 'big': expected at most 8589934592 elements"),
@@ -255,6 +269,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         r"expected refs whose rows all follow the batch, or none, got 'cond' with 2\*batch, 'one' with 1",
     ),
 ]
+
+
+def test_results_may_differ_in_their_frames() -> None:
+    video = Buffer("float32", Rows(1, True), (8, 3, 16, 16))
+    assert check_program(program(buffers={**_BUFFERS, "more": video}, **_RESULTS), COMPONENTS) == 3
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG, ids=range(len(WRONG)))

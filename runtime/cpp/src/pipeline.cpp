@@ -99,7 +99,8 @@ OwnedTensor copy_of(const Tensor& tensor) {
     return copy;
 }
 
-/// The results of a program, [pictures, H, W, 3] or [pictures, frames, H, W, 3], joined along the frames.
+/// The results of a program, [pictures, H, W, 3] or [pictures, frames, H, W, 3], joined along the frames; `check_program` has seen
+/// that they are alike in all else.
 OwnedTensor joined_frames(const std::vector<OwnedTensor>& results, const std::string& program) {
     std::int64_t frames = 0;
     for (const OwnedTensor& result : results) {

@@ -70,7 +70,7 @@ public:
     Checker(const Program& program, const std::vector<std::pair<std::string, Component>>& components)
         : program_(program), components_(components), where_("program '" + program.name + "'") {}
 
-    std::optional<std::int64_t> check() {
+    void check() {
         check_declarations();
         std::map<std::string, Coverage, std::less<>> written;
         for (const std::string& name : program_.request) {
@@ -95,7 +95,8 @@ public:
                 throw refused(program_where, "the result '" + name + "' to be written", "it is not");
             }
         }
-        return batch_;
+        where_ = program_where;
+        check_join();
     }
 
 private:
@@ -136,6 +137,30 @@ private:
     void check_buffer(const std::string& name) const {
         if (program_.buffers.count(name) == 0) {
             throw refused(where_, "one of the buffers " + names_text(program_.buffers), "'" + name + "'");
+        }
+    }
+
+    /// Rule 7.
+    void check_join() const {
+        if (program_.results.empty()) {
+            throw refused(where_, "at least one result", "none");
+        }
+        const auto buffer_of = [this](const std::string& name) -> const Buffer& { return program_.buffers.find(name)->second; };
+        const auto is_picture = [](const Shape& sizes) { return sizes.size() == 3 || sizes.size() == 4; };
+        const auto text = [](const std::string& name, const Buffer& buffer) {
+            return "'" + name + "' of " + name_of(buffer.dtype) + ", " + shape_of(buffer.rows, buffer.sizes);
+        };
+        const std::string& first = program_.results[0];
+        const Buffer& one = buffer_of(first);
+        for (std::size_t index = 1; index < program_.results.size(); ++index) {
+            const std::string& name = program_.results[index];
+            const Buffer& other = buffer_of(name);
+            const bool joins = is_picture(one.sizes) && is_picture(other.sizes) && one.dtype == other.dtype && one.rows == other.rows &&
+                               std::equal(one.sizes.end() - 3, one.sizes.end(), other.sizes.end() - 3);
+            if (!joins) {
+                throw refused(where_, "results of [rows, height, width, 3] or [rows, frames, height, width, 3], alike but for their frames",
+                              text(first, one) + " and " + text(name, other));
+            }
         }
     }
 
@@ -355,8 +380,8 @@ private:
 
 }  // namespace
 
-std::optional<std::int64_t> check_program(const Program& program, const std::vector<std::pair<std::string, Component>>& components) {
-    return Checker(program, components).check();
+void check_program(const Program& program, const std::vector<std::pair<std::string, Component>>& components) {
+    Checker(program, components).check();
 }
 
 }  // namespace dexport

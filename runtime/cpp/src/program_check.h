@@ -13,11 +13,10 @@ namespace dexport {
 /// 4. Shapes agree: the terms of a combine with its result, a broadcast row with its buffer, refs with their port.
 /// 5. Only floats are combined or drawn, and only float tables scale.
 /// 6. Every size is bounded, so that a hostile program cannot ask for absurd memory.
+/// 7. There are results, and where there are several, their frames join: all else of their shapes is the same.
 ///
 /// A port's dimension is a number or a symbol; a symbol has one value within an instruction. Where a component was built for a
 /// fixed number of rows and the buffer's rows are per batch, all such ports must mean the same batch.
-///
-/// Returns the only batch that the components' fixed shapes allow, or nothing when any batch is possible.
-std::optional<std::int64_t> check_program(const Program& program, const std::vector<std::pair<std::string, Component>>& components);
+void check_program(const Program& program, const std::vector<std::pair<std::string, Component>>& components);
 
 }  // namespace dexport

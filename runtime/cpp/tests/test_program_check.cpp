@@ -44,6 +44,24 @@ TEST_CASE("the instruction that breaks a rule is named") {
           std::string::npos);
 }
 
+TEST_CASE("results that do not join are refused before anything runs") {
+    const auto second = [](const Json& shape) {
+        return refusal([&](Json& program) {
+            program["buffers"]["wide"] = {{"dtype", "uint8"}, {"shape", shape}};
+            program["request"].push_back("wide");
+            program["results"].push_back("wide");
+        });
+    };
+    CHECK(second({"batch", 7, 4, 4, 3}).empty());
+    CHECK(second({"batch", 4, 5, 3}) ==
+          "program 'toy': expected results of [rows, height, width, 3] or [rows, frames, height, width, 3], alike but for their frames, got "
+          "'image' of uint8, shape [batch, 4, 4, 3] and 'wide' of uint8, shape [batch, 4, 5, 3]; rebuild the bundle");
+    CHECK(second({"2*batch", 4, 4, 3}).find("'wide' of uint8, shape [2*batch, 4, 4, 3]") != std::string::npos);
+    CHECK(second({"batch", 3}).find("alike but for their frames") != std::string::npos);
+    CHECK(refusal([](Json& program) { program["results"] = Json::array(); }) ==
+          "program 'toy': expected at least one result, got none; rebuild the bundle");
+}
+
 TEST_CASE("parts that were written one by one can be read whole") {
     const auto halves = [](Json& program) {
         program["buffers"]["pair"] = {{"dtype", "float32"}, {"shape", {"2*batch", 4, 4, 3}}};
