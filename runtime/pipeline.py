@@ -27,6 +27,9 @@ from dexport.runtime.text import Tokens, tokenize
 
 Array = npt.NDArray[Any]
 GUIDANCE_SCALE = "guidance_scale"
+MAX_PICTURES = 65536
+"""Of one request; what the manifest's schema allows as a batch."""
+
 StepCallback = Callable[["Pipeline", int, float, dict[str, Array]], object]
 
 
@@ -126,9 +129,9 @@ class Pipeline:
         """
         started = time.perf_counter()
         self._interrupted = False
+        pictures = _pictures(prompt if prompt is not None else class_labels, num_images_per_prompt)
         prompts = _listed(prompt, num_images_per_prompt)
         labels = _listed(class_labels, num_images_per_prompt)
-        pictures = len(prompts or labels or [None] * num_images_per_prompt)
         negatives = _per_picture(negative_prompt, pictures, num_images_per_prompt)
         manifest = self.bundle.manifest
         size = (height or manifest.sizes[0][0], width or manifest.sizes[0][1])
@@ -219,6 +222,18 @@ def load_tokenizer(bundle: Bundle, relative: str) -> Tokenizer:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{bundle.path}: {relative}", expected="a tokenizer.json", got=reason, fix="rebuild the bundle") from error
+
+
+def _pictures(conditions: Any, repeats: int) -> int:
+    """How many pictures a request makes: `repeats` for each prompt or label, or for the one condition of a model without any."""
+    count = 1 if conditions is None or isinstance(conditions, str | int) else len(conditions)
+    if count == 0 or repeats < 1:
+        fix = "give a prompt or a class label, and a number of pictures"
+        raise UserError("request", expected="at least one picture", got="none", fix=fix)
+    if count * repeats > MAX_PICTURES:
+        got = f"{repeats} for each of {count} conditions"
+        raise UserError("request", expected=f"at most {MAX_PICTURES} pictures", got=got, fix="ask for fewer at once")
+    return count * repeats
 
 
 def _listed(value: Any, repeats: int) -> list[Any] | None:

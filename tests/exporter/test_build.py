@@ -204,6 +204,10 @@ def test_what_the_bundle_lacks_is_refused(bundle: Pipeline, options: Mapping[str
         ({"seed": [1, 2]}, r"seed: expected one seed, or one per picture \(1\), got 2; give as many"),
         ({"negative_prompt": ["a", "b"]}, r"negative prompt: expected one negative prompt, or one per prompt \(1\), got 2; give as many"),
         ({"latents": np.zeros((1, 4, 8, 9), np.float32)}, r"\[1, 4, 8, 8\]"),
+        ({"num_images_per_prompt": 65537}, "request: expected at most 65536 pictures, got 65537 for each of 1 conditions"),
+        ({"prompt": [PROMPT] * 3, "num_images_per_prompt": 21846}, "got 21846 for each of 3 conditions; ask for fewer at once"),
+        ({"num_images_per_prompt": 0}, "request: expected at least one picture, got none"),
+        ({"prompt": []}, "request: expected at least one picture, got none"),
     ],
 )
 def test_a_wrong_request_is_refused(bundle: Pipeline, arguments: dict[str, Any], message: str) -> None:

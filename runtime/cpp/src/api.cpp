@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -173,7 +174,8 @@ Request request_from(const dexport_request& given, dexport_pipeline* pipeline) {
         require(given.class_labels, "class_labels");
         request.class_labels.emplace(given.class_labels, given.class_labels + given.class_label_count);
     }
-    request.pictures = static_cast<std::int64_t>(std::max<std::size_t>(given.pictures, 1));
+    constexpr std::size_t most = std::numeric_limits<std::int64_t>::max();  // refused for what it is, like all absurd numbers
+    request.pictures = static_cast<std::int64_t>(std::clamp<std::size_t>(given.pictures, 1, most));
     request.steps = given_number(given.steps, "steps");
     request.height = given_number(given.height, "height");
     request.width = given_number(given.width, "width");

@@ -18,6 +18,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr const char* guidance_scale = "guidance_scale";
 constexpr const char* sample = "sample";  // the buffer that holds the latents after each step
+constexpr std::int64_t max_pictures = 65536;  // of one request; what the manifest's schema allows as a batch
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
@@ -57,6 +58,11 @@ std::int64_t pictures_of(const Request& request) {
     const std::size_t conditions = request.prompts ? request.prompts->size() : request.class_labels ? request.class_labels->size() : 1;
     if (conditions == 0 || request.pictures < 1) {
         throw user_error("request", "at least one picture", "none", "give a prompt or a class label, and a number of pictures");
+    }
+    if (request.pictures > max_pictures / static_cast<std::int64_t>(conditions)) {
+        throw user_error("request", "at most " + std::to_string(max_pictures) + " pictures",
+                         std::to_string(request.pictures) + " for each of " + std::to_string(conditions) + " conditions",
+                         "ask for fewer at once");
     }
     return static_cast<std::int64_t>(conditions) * request.pictures;
 }
@@ -200,9 +206,9 @@ Output Pipeline::run(const Request& request) {
 
 Output Pipeline::run_alone(const Request& request) {
     const Clock::time_point start = Clock::now();
+    const std::int64_t pictures = pictures_of(request);
     const Chosen chosen = choose(request);
     const Program& wanted = program(chosen.entry);
-    const std::int64_t pictures = pictures_of(request);
     const std::map<std::string, OwnedTensor> filled = fill_request(request, chosen, wanted, pictures);
     Tensors buffers;
     for (const auto& [name, owned] : filled) {

@@ -80,6 +80,23 @@ TEST_CASE("several pictures, each from its seed, and their latents") {
           "seed: expected one seed, or one per picture (2), got 3; give as many");
 }
 
+TEST_CASE("more pictures than any batch are refused before sizes are multiplied") {
+    const Folder folder;
+    Pipeline pipeline(Bundle(write_sample_bundle(folder.path())), true);
+    Request request = labelled();
+    for (const std::int64_t count : {std::int64_t{65537}, std::int64_t{1152921504606846977}}) {
+        request.pictures = count;
+        CHECK(refusal_of([&] { static_cast<void>(pipeline.run(request)); }) ==
+              "request: expected at most 65536 pictures, got " + std::to_string(count) +
+                  " for each of 1 conditions; ask for fewer at once");
+    }
+    request.class_labels = std::vector<std::int64_t>(3, 2);
+    request.pictures = 65536 / 3 + 1;
+    CHECK(refusal_of([&] { static_cast<void>(pipeline.run(request)); }).find("got 21846 for each of 3 conditions") != std::string::npos);
+    request.pictures = 0;
+    CHECK(refusal_of([&] { static_cast<void>(pipeline.run(request)); }).find("request: expected at least one picture") == 0);
+}
+
 TEST_CASE("given latents, and what does not fit them") {
     const Folder folder;
     Pipeline pipeline(Bundle(write_sample_bundle(folder.path())), true);

@@ -115,6 +115,8 @@ def test_noise_that_is_none(run: Run, tmp_path: Path) -> None:
         [*_PROMPT, "-o", "out.png", "--steps", "0"],
         [*_PROMPT, "-o", "out.png", "--steps", "x"],
         [*_PROMPT, "-o", "out.png", "--count", "0"],
+        [*_PROMPT, "-o", "out.npy", "--count", "65537"],
+        [*_PROMPT, "-o", "out.npy", "--count", "1152921504606846977"],
         [*_PROMPT, "-o", "out.png", "--seed", "-1"],
         [*_PROMPT, "-o", "out.png", "--seed", "18446744073709551616"],
         [*_PROMPT, "-o", "out.png", "--guidance", "x"],
