@@ -301,7 +301,7 @@ def estimate(**arguments: Any) -> None:
 @click.option("--detach", is_flag=True, help="With --ssh: return when it has started; it goes on without a connection.")
 @click.option("--attach", is_flag=True, help="With --ssh: follow what was started, and bring the result back.")
 @click.option("--status", is_flag=True, help="With --ssh: say how far it is; exit code 1 if it failed.")
-@click.option("--clean", is_flag=True, help="With --ssh: delete the kit and its work there at the end.")
+@click.option("--clean", is_flag=True, help="With --ssh: delete the kit and its work there at the end; with --attach also what failed.")
 @click.option("--remote-dexport", metavar="PATH", default="dexport", show_default=True, help="The dexport there.")
 @click.option("--ssh-command", metavar="COMMAND", default="ssh", show_default=True, help="The OpenSSH client, with options if need be.")
 @_common

@@ -19,6 +19,7 @@ from dexport.progress import reporting
 if TYPE_CHECKING:
     from dexport.runtime.finalize.finalize import Finished
     from dexport.runtime.finalize.job import Status
+    from dexport.runtime.finalize.remote import Remote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ def finalize_command(request: FinalizeRequest) -> bool:
     modes = [f"--{name}" for name in ("detach", "attach", "status") if getattr(request, name)]
     if len(modes) > 1:
         raise UserError("finalize", expected="one of --detach, --attach and --status", got=" and ".join(modes), fix="drop the others")
+    if request.clean and (request.detach or request.status):
+        fix = "drop one of them; --attach --clean brings the result and deletes, or deletes what failed"
+        raise UserError("--clean", expected="a run that waits for the end", got=modes[0], fix=fix)
     if request.ssh is None:
         if modes or request.clean:
             option = (modes or ["--clean"])[0]
@@ -119,20 +123,32 @@ def _finalize_there(request: FinalizeRequest, address: str, output: Path) -> boo
     try:
         with reporting() as report:
             remote = Remote(request.kit, host, report)
-            if not request.attach:
-                remote.start([] if request.test else ["--no-test"])
+            started = None if request.attach else remote.start([] if request.test else ["--no-test"])
             if not request.detach:
-                remote.fetch(output, remote.follow())
-                if request.clean:
-                    remote.clean()
+                _bring(remote, output, clean=request.clean, clean_failed=request.clean and request.attach)
     except KeyboardInterrupt:
         click.echo("what was started there goes on by itself; --status says how far it is, --attach follows it", err=True)
         raise
-    if request.detach:
-        click.echo(f"started on {host.login}; follow it and fetch the result with --attach, look with --status")
-    else:
-        click.echo(f"wrote {output}: {amount(output.stat().st_size, 'B')}, finished on {host.login}, in {time.monotonic() - start:.1f} s")
+    if request.detach and started is not None:
+        running = f"started on {host.login}; follow it and fetch the result with --attach, look with --status"
+        click.echo(running if started.stage == "running" else status_line(started))
+        return started.stage != "failed"
+    click.echo(f"wrote {output}: {amount(output.stat().st_size, 'B')}, finished on {host.login}, in {time.monotonic() - start:.1f} s")
     return True
+
+
+def _bring(remote: Remote, output: Path, *, clean: bool, clean_failed: bool) -> None:
+    """Follows the job and brings its result back; then deletes what is there of it, if that is asked for how it ended."""
+    from dexport.runtime.finalize.remote import JobFailed
+
+    try:
+        remote.fetch(output, remote.follow())
+    except JobFailed:
+        if clean_failed:
+            remote.clean()
+        raise
+    if clean:
+        remote.clean()
 
 
 def status_line(status: Status) -> str:

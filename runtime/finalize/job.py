@@ -4,6 +4,7 @@
       kit.dxb.part   as much as has arrived; kit.dxb once it is complete and checked
       lock           held by the running finalize
       log            what it prints
+      made-by.json   what was asked for, and with what it is done; a result of something else counts for nothing
       out.dxb        the finished bundle
 
 The folder's name says what the kit is, so that a desk finds its job again without having noted anything, and whoever sends it
@@ -16,21 +17,25 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import re
 import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
-from dexport.errors import Failure, UserError
+from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.bundle import open_bundle
+from dexport.runtime.device import this_device
 from dexport.runtime.engines import compile_cache
+from dexport.runtime.finalize.task import builder_for
 from dexport.runtime.strict_json import shown
 
 Stage = Literal["absent", "copying", "copied", "running", "done", "failed"]
@@ -39,6 +44,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
 _MOST_LINE_BYTES = 64 << 10
 _MILLISECONDS_BETWEEN_LOOKS = 200
+_SECONDS_OF_A_LOOK = 0.01
 STAGE_LINE = re.compile(r"\[ *[0-9.]+ s\] (.*)")
 """How finalize shows what it is doing where there is no terminal; see `dexport.progress`."""
 
@@ -71,14 +77,14 @@ class Job:
     folder: Path
 
     def status(self) -> Status:
-        """How far it is."""
+        """How far it is. A result that another dexport or other tools made is none: the kit then counts as copied."""
         version = metadata.version("dexport")
         if self._is_running():
             return Status(version, "running", self._last_stage())
-        if self._out.exists():
+        if self._out.exists() and self._is_made_by(self._record().get("options")):
             digest = open_bundle(self._out, verify="sizes").manifest.digest()
             return Status(version, "done", self._last_stage(), result_bytes=self._out.stat().st_size, result=digest)
-        if self._log.exists():
+        if self._log.exists() and not self._out.exists():
             return Status(version, "failed", self._error())
         if self._kit.exists():
             return Status(version, "copied", received=self._kit.stat().st_size)
@@ -128,22 +134,62 @@ class Job:
         self._part.rename(self._kit)
 
     def start(self, options: Sequence[str]) -> Status:
-        """Starts finalize in a session of its own, so that it goes on when the connection ends, unless it runs already.
+        """Starts finalize in a session of its own, so that it goes on when the connection ends, unless it runs, or has done just that.
 
         The lock goes to it open: the kernel releases it when that process ends, however it ends.
+
+        Raises:
+            UserError: there is no kit that this machine can finish.
         """
         lock = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return self.status()
+            if self._takes(lock) and not (self._out.exists() and self._is_made_by(list(options))):
+                self._start(options, lock)
+        finally:
+            os.close(lock)
+        return self.status()
+
+    def _takes(self, lock: int) -> bool:
+        """Whether the lock is ours now; false if finalize has it. Who only looks has it too, but not for long."""
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if self._is_running():
+                    return False
+                time.sleep(_SECONDS_OF_A_LOOK)
+
+    def _start(self, options: Sequence[str], lock: int) -> None:
+        record = self._made_by(options)
+        self._out.unlink(missing_ok=True)
+        self._made_by_file.write_text(json.dumps(record), encoding="utf-8")
         command = [sys.executable, "-m", "dexport", "finalize", str(self._kit), "-o", str(self._out), *options]
         with self._log.open("wb") as log:
             subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,)
             )
-        os.close(lock)
-        return self.status()
+
+    def _made_by(self, options: Sequence[str]) -> dict[str, Any]:
+        """What decides, beside the kit, what comes out: of a job that is asked for now."""
+        manifest = open_bundle(self._kit, verify="sizes").manifest
+        return {"options": list(options), "dexport": metadata.version("dexport"), "tools": dict(builder_for(manifest, this_device()).tools)}
+
+    def _record(self) -> dict[str, Any]:
+        """The same of the job that was started; empty where nobody knows."""
+        try:
+            record = json.loads(self._made_by_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _is_made_by(self, options: Any) -> bool:
+        """Whether what is there was asked for with these options, and would be made in the same way now."""
+        record = self._record()
+        try:
+            return bool(record) and record == self._made_by(options)
+        except (DexportError, TypeError):
+            return False
 
     def follow(self, offset: int, out: BinaryIO) -> None:
         """Copies the log from `offset` on to `out`, as it grows, until the job has ended or nobody reads any more.
@@ -200,14 +246,19 @@ class Job:
         return self.folder / "log"
 
     @property
+    def _made_by_file(self) -> Path:
+        return self.folder / "made-by.json"
+
+    @property
     def _out(self) -> Path:
         return self.folder / "out.dxb"
 
     def _is_running(self) -> bool:
+        """Looks with a lock that others who look may have at the same time."""
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(self._lock, os.O_RDWR)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
             finally:

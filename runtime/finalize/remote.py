@@ -38,6 +38,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _MOST_STATUS_BYTES = 1 << 16
 
 
+class JobFailed(Failure):
+    """finalize ended with an error there; the kit and the engines that it has finished are kept."""
+
+
 @dataclass
 class Remote:
     """A kit and the machine on which it is finished.
@@ -76,7 +80,7 @@ class Remote:
         return status
 
     def start(self, options: Sequence[str] = ()) -> Status:
-        """Copies the kit, if it is not there, and starts finalize, if it is neither running nor done.
+        """Copies the kit, if it is not there, and starts finalize, unless it is running or has done just that.
 
         Args:
             options: for `dexport finalize` there.
@@ -85,14 +89,15 @@ class Remote:
         if status.stage in ("absent", "copying"):
             with tempfile.TemporaryDirectory(prefix=".dexport-", dir=self.kit.absolute().parent) as scratch:
                 self._copy(self._archive(Path(scratch)), status)
-        return status if status.stage in ("running", "done") else self._persistently(lambda: self._asked("start", *options))
+        return status if status.stage == "running" else self._persistently(lambda: self._asked("start", *options))
 
     def follow(self) -> Status:
         """Reports what finalize says there until it has ended.
 
         Raises:
             UserError: it was never started.
-            Failure: it failed, with its reason; or the connection was lost for good, and how to attach again.
+            JobFailed: it failed, with its reason.
+            Failure: the connection was lost for good, and how to attach again.
         """
         log = _Log(self.report)
         self._persistently(lambda: self._call("follow", str(log.seen), receive=log.take), lambda: log.seen)
@@ -206,7 +211,7 @@ class Remote:
         """Why there is no result."""
         where = self.host.login
         if status.stage == "failed":
-            return error_from(where, status.line, Failure)
+            return error_from(where, status.line, JobFailed)
         if status.stage == "running":
             return Failure(where, expected="a job that is done", got=f"one that runs: {status.line}", fix="wait for it with --attach")
         fix = "start it: the same command without --attach"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import PurePosixPath
 
 from dexport.errors import Failure, UserError
@@ -84,6 +85,6 @@ def kit_variants(manifest: Manifest) -> list[Variant]:
 
 
 def key_of_variant(manifest: Manifest, variant: Variant, builder: Builder) -> str:
-    """Key of the task that builds a variant."""
+    """Key of the task that builds a variant; dexport's version is in it, for its builders may change."""
     hashes = [manifest.files[file].sha256 for file in variant.files]
-    return key_of(variant.format, hashes, list(builder.options(profiles_of(variant))), dict(builder.tools))
+    return key_of(metadata.version("dexport"), variant.format, hashes, list(builder.options(profiles_of(variant))), dict(builder.tools))

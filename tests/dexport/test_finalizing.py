@@ -11,7 +11,7 @@ from dexport.finalizing import default_output, status_line, summary
 from dexport.runtime.bundle import open_bundle
 from dexport.runtime.finalize.finalize import Finished
 from dexport.runtime.finalize.job import Status
-from dexport.runtime.finalize.remote import Remote
+from dexport.runtime.finalize.remote import JobFailed, Remote
 from dexport.runtime.selftest import Check
 from tests.runtime.finalize.small_kit import small_kit
 
@@ -49,6 +49,8 @@ def test_the_summary_says_what_was_kept_and_what_was_bad(tmp_path: Path) -> None
         (["--status"], "--status: expected --ssh, got none; add --ssh USER@DEVICE, or drop --status"),
         (["--clean"], "--clean: expected --ssh, got none"),
         (["--ssh", "x", "--attach", "--status"], "finalize: expected one of --detach, --attach and --status, got --attach and --status"),
+        (["--ssh", "x", "--detach", "--clean"], "--clean: expected a run that waits for the end, got --detach; drop one of them"),
+        (["--ssh", "x", "--status", "--clean"], "--clean: expected a run that waits for the end, got --status; drop one of them"),
         (["--ssh", "x", "--engines", "y"], "--engines: expected no --ssh, for those engines are built already, got both"),
         (["--ssh", "-x"], "--ssh: expected [USER@]HOST[:PORT], got '-x'"),
         (["--ssh", "x", "-o", "folder"], "expected a name that ends in .dxb, got folder"),
@@ -78,6 +80,37 @@ def test_interrupted_at_the_desk_the_device_goes_on(
     monkeypatch.setattr(Remote, "start", interrupted)
     assert main(["finalize", str(small_kit(tmp_path / "kit.dxb")), "--ssh", "orin"]) == 130
     assert "goes on by itself; --status says how far it is, --attach follows it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (Status("1", "running", "build loop (1 of 3)"), 0, "started on orin; follow it and fetch the result with --attach"),
+        (Status("1", "done", result_bytes=1500), 0, "done: 1.5 kB; fetch it with --attach"),
+        (Status("1", "failed", "disk full"), 1, "failed: disk full"),
+    ],
+)
+def test_detached_it_says_how_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, status: Status, code: int, said: str
+) -> None:
+    monkeypatch.setattr(Remote, "start", lambda *arguments: status)
+    assert main(["finalize", str(small_kit(tmp_path / "kit.dxb")), "--ssh", "orin", "--detach"]) == code
+    assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize(("options", "cleaned"), [([], 0), (["--clean"], 0), (["--attach"], 0), (["--attach", "--clean"], 1)])
+def test_what_failed_is_deleted_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], cleaned: int) -> None:
+    """A failed run that did not only attach can be repeated, which is worth more than the room that it takes."""
+
+    def fail(remote: Remote) -> Status:
+        raise JobFailed("orin", expected="it to end", got="a failure", fix="look")
+
+    deleted: list[Remote] = []
+    monkeypatch.setattr(Remote, "start", lambda *arguments: Status("1", "running"))
+    monkeypatch.setattr(Remote, "follow", fail)
+    monkeypatch.setattr(Remote, "clean", lambda remote: deleted.append(remote))
+    assert main(["finalize", str(small_kit(tmp_path / "kit.dxb")), "--ssh", "orin", *options]) == 1
+    assert len(deleted) == cleaned
 
 
 def test_how_far_a_job_is_in_words() -> None:

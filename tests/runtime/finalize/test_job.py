@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -64,15 +67,46 @@ def test_a_job_runs_without_us_and_is_followed(kit: Path, job: Job, capfdbinary:
     result = io.BytesIO()
     job.send(100, result)
     assert len(result.getvalue()) == status.result_bytes - 100
+    _assert_only_what_was_asked_counts(job)
     job.clean()
     assert not job.folder.exists()
+
+
+def _assert_only_what_was_asked_counts(job: Job) -> None:
+    """Of a job that is done with --no-test."""
+    assert job.start(["--no-test"]).stage == "done"
+    record = json.loads((job.folder / "made-by.json").read_text())
+    assert record["options"] == ["--no-test"] and record["tools"]["openvino"] and record["dexport"]
+    for other in ({**record, "dexport": "0.0.1"}, {**record, "tools": {"openvino": "1"}}, {}, []):
+        (job.folder / "made-by.json").write_text(json.dumps(other))
+        assert job.status().stage == "copied"
+    (job.folder / "made-by.json").write_text(json.dumps(record))
+    assert job.status().stage == "done"
+    assert job.start([]).stage == "running" and not (job.folder / "out.dxb").exists()
+    with (job.folder / "log").open("rb") as log, open(os.devnull, "wb") as nowhere:
+        job.follow(0, nowhere)
+        assert b"golden test passed" in log.read()
+
+
+def test_who_looks_keeps_nobody_from_looking_or_starting(kit: Path, job: Job) -> None:
+    data = kit.read_bytes()
+    job.receive(io.BytesIO(data), 0, len(data))
+    (job.folder / "lock").touch()
+    with (job.folder / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert job.status().stage == "copied"
+        done = threading.Timer(0.3, fcntl.flock, (looking, fcntl.LOCK_UN))
+        done.start()
+        assert job.start(["--no-test"]).stage == "running"
+        done.join()
+    with open(os.devnull, "wb") as nowhere:
+        job.follow(0, nowhere)
+    assert job.status().stage == "done"
 
 
 def test_following_ends_when_nobody_reads(job: Job) -> None:
     job.folder.mkdir(parents=True)
     (job.folder / "log").write_text("")
-    import fcntl
-
     reading, writing = os.pipe()
     os.close(reading)
     with (job.folder / "lock").open("w") as lock, os.fdopen(writing, "wb") as out:

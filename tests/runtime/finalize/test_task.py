@@ -40,6 +40,13 @@ def test_the_tools_are_part_of_the_key(manifest: Manifest) -> None:
     assert not set(first) & set(second)
 
 
+def test_the_version_of_dexport_is_part_of_the_key(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = OpenVinoBuilder()
+    first = tasks_of(manifest, builder)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
+    assert not set(first) & set(tasks_of(manifest, builder))
+
+
 def test_different_models_of_one_name_get_two(manifest: Manifest) -> None:
     renamed = {"other/denoiser-64x64.onnx": manifest.files["graphs/decoder.onnx"], **manifest.files}
     other = _with(manifest, artifact="other/denoiser-64x64.onnx", files=("other/denoiser-64x64.onnx",))
