@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.bundle import open_bundle
@@ -42,7 +42,7 @@ Stage = Literal["absent", "copying", "copied", "running", "done", "failed"]
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
-_MOST_LINE_BYTES = 64 << 10
+_MOST_LINE_BYTES, _MOST_ERROR = 64 << 10, 4000
 _MILLISECONDS_BETWEEN_LOOKS = 200
 _SECONDS_OF_A_LOOK = 0.01
 STAGE_LINE = re.compile(r"\[ *[0-9.]+ s\] (.*)")
@@ -281,7 +281,7 @@ class Job:
     def _error(self) -> str:
         errors = [line.removeprefix("error: ") for line in self._lines() if line.startswith("error: ")]
         if errors:
-            return shown(errors[-1], 4000)
+            return shown(errors[-1], _MOST_ERROR)
         stopped = f"stopped at '{self._last_stage()}' without a word: killed, or the device was switched off"
         return f"finalize: expected it to end, got {stopped}; run it again, it goes on from there"
 
@@ -302,6 +302,26 @@ def job_of(digest: str) -> Job:
 def status_to_json(status: Status) -> dict[str, object]:
     """For the desk."""
     return dataclasses.asdict(status)
+
+
+def status_from_json(data: bytes) -> Status:
+    """What a device answered; its texts become harmless to print.
+
+    Raises:
+        ValueError: it is no status.
+    """
+    try:
+        status = Status(**json.loads(data))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    texts, sizes = (status.dexport, status.stage, status.line, status.result), (status.received, status.result_bytes)
+    if not all(isinstance(text, str) for text in texts) or any(type(size) is not int or size < 0 for size in sizes):
+        raise ValueError("a text or a size of another type")
+    if status.stage not in get_args(Stage) or not (status.result == "" or _ID.fullmatch(status.result)):
+        raise ValueError("no known stage, or no digest")
+    if status.stage == "done" and not status.result:
+        raise ValueError("done without a result")
+    return dataclasses.replace(status, dexport=shown(status.dexport), line=shown(status.line, _MOST_ERROR))
 
 
 def _disk_full(folder: Path, needed: int, free: int) -> Failure:

@@ -6,7 +6,6 @@ the same command again.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import TypeVar
 from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.bundle import open_bundle
 from dexport.runtime.bundle_writer import BundleWriter, copy_file
-from dexport.runtime.finalize.job import STAGE_LINE, Status
+from dexport.runtime.finalize.job import STAGE_LINE, Status, status_from_json
 from dexport.runtime.finalize.output import check_place
 from dexport.runtime.finalize.ssh import ConnectionLost, Host, error_from
 from dexport.runtime.manifest import Manifest
@@ -225,9 +224,9 @@ class Remote:
         answer = bytearray()
         self._call(action, *arguments, receive=answer.extend)
         try:
-            return Status(**json.loads(bytes(answer[:_MOST_STATUS_BYTES])))
-        except (ValueError, TypeError) as error:
-            got = bytes(answer[:80]).decode(errors="replace") or "nothing"
+            return status_from_json(bytes(answer[:_MOST_STATUS_BYTES]))
+        except ValueError as error:
+            got = shown(bytes(answer[:80]).decode(errors="replace").strip()) or "nothing"
             fix = "check that logging in there prints nothing, and that both have the same dexport"
             raise Failure(f"{self.host.login}: dexport", expected="its answer", got=got, fix=fix) from error
 

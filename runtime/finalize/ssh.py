@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dexport.errors import DexportError, Failure, UserError
+from dexport.runtime.strict_json import shown
 
 _OPTIONS = (
     "BatchMode=yes",
@@ -32,6 +33,7 @@ _ERROR = "error: "
 _PARTS = re.compile(r"(?P<where>.*?): expected (?P<expected>.*?), got (?P<got>.*); (?P<fix>.*)")
 _SSH_FAILED, _NOT_FOUND = 255, (126, 127)
 _CHUNK_BYTES = 1 << 18
+_MOST_SHOWN = 4000
 
 
 class ConnectionLost(Failure):
@@ -90,7 +92,7 @@ class Host:
     def _check(self, code: int, said: str) -> None:
         if code == 0:
             return
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        lines = [shown(line.strip(), _MOST_SHOWN) for line in said.splitlines() if line.strip()]
         if code == _SSH_FAILED or code < 0:
             raise self._refused(said, lines[-1] if lines else f"exit status {code}")
         if code in _NOT_FOUND or "No such command" in said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import io
 import json
@@ -15,7 +16,7 @@ import pytest
 from dexport.cli import main
 from dexport.errors import Failure, UserError
 from dexport.runtime.bundle import open_bundle
-from dexport.runtime.finalize.job import Job, job_of
+from dexport.runtime.finalize.job import Job, Status, job_of, status_from_json, status_to_json
 from tests.runtime.finalize.small_kit import small_kit
 from tests.runtime.small_disk import run_on_small_disk
 
@@ -144,6 +145,41 @@ print(job.status().stage, job.status().received > 1000)
     assert before.startswith("job: expected 2096152 bytes free for the kit, got ") and "what has arrived is kept" in before
     assert during.startswith("job: expected ") and " bytes free for the kit, got 0; " in during
     assert status == "copying True"
+
+
+def test_what_a_device_answers_is_checked() -> None:
+    status = Status("0.1.0", "done", "done", 3, 5, "a" * 64)
+    assert status_from_json(json.dumps(status_to_json(status)).encode()) == status
+    shouted = {**status_to_json(status), "line": "\x1b[2Jdone", "dexport": "\x070.1"}
+    assert status_from_json(json.dumps(shouted).encode()) == dataclasses.replace(status, line="\\x1b[2Jdone", dexport="\\x070.1")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "ready"},
+        {"stage": ["done"]},
+        {"result": "../../x"},
+        {"result": ""},
+        {"result_bytes": "5"},
+        {"result_bytes": 5.0},
+        {"result_bytes": True},
+        {"received": -1},
+        {"line": None},
+        {"dexport": 1},
+        {"more": 1},
+    ],
+)
+def test_an_answer_that_is_no_status(changes: dict[str, object]) -> None:
+    document = status_to_json(Status("0.1.0", "done", "done", 3, 5, "a" * 64)) | changes
+    with pytest.raises(ValueError):
+        status_from_json(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("data", [b"welcome", b"[]", b"1", b"\xff", b"[" * 60000])
+def test_an_answer_that_is_nothing(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        status_from_json(data)
 
 
 def test_names_and_actions_that_are_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

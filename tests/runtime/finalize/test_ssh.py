@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from dexport.errors import Failure, UserError
+from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.finalize.ssh import Host, error_from, parse_host
 
 
@@ -34,6 +36,16 @@ def test_errors_of_another_machine_keep_their_parts() -> None:
     assert str(error_from("orin", "Segmentation fault", UserError)) == (
         "orin: expected dexport to do it there, got Segmentation fault; log in and look"
     )
+
+
+@pytest.mark.parametrize("code", [2, 1, 255, 127])
+def test_what_another_machine_says_cannot_steer_the_terminal(tmp_path: Path, code: int) -> None:
+    client = tmp_path / "ssh"
+    client.write_text(f"#!/bin/sh\nprintf 'error: a: expected b, got \\033[2Jc; d' >&2\nexit {code}\n")
+    client.chmod(0o755)
+    with pytest.raises(DexportError) as caught:
+        Host("orin", ssh=(str(client),)).call("finalize-job")
+    assert "\\x1b[2Jc" in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_a_machine_without_an_ssh_client() -> None:
