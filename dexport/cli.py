@@ -281,6 +281,7 @@ def selftest(context: click.Context, bundle: Path, trust: bool) -> None:
 @click.option("--recipe", metavar="NAME", help="How MODEL would be quantized: a name of `dexport recipes` or a YAML file.")
 @click.option("--size", metavar="HxW", help="Height and width in pixels.  [default: the pipeline's]")
 @click.option("--steps", metavar="N", type=click.IntRange(1), help="Sampling steps.  [default: the pipeline's]")
+@click.option("--allow-degrade", is_flag=True, help="Take the nearest to the recipe that the target can do.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 @_common
 def estimate(**arguments: Any) -> None:

@@ -28,6 +28,7 @@ class EstimateRequest:
     recipe: str | None
     size: str | None
     steps: int | None
+    allow_degrade: bool
     as_json: bool
 
 
@@ -57,7 +58,7 @@ def _of_model(request: EstimateRequest) -> tuple[Estimate, tuple[int, int]]:
         recipe=request.recipe,
         sizes=() if request.size is None else (parse_size(request.size),),
         steps=() if request.steps is None else (request.steps,),
-        allow_degrade=request.recipe is not None,
+        allow_degrade=request.allow_degrade,
     )
     return estimated(options)[0]
 

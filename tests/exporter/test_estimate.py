@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from dexport.exporter.latency import step_latency
 from dexport.exporter.operations import Operations
 from dexport.exporter.options import BuildOptions
 from dexport.exporter.plan import Plan
+from dexport.exporter.split import split_pipeline
 from dexport.exporter.torch_pipeline import TorchPipeline
 from dexport.passes.graph import BATCH
 from dexport.targets.catalogue import find
@@ -95,7 +97,22 @@ def test_the_nearest_plan_is_the_recipe_that_keeps_most(opened: TorchPipeline) -
 
 
 def test_a_smaller_size_where_no_recipe_is_enough(opened: TorchPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half the size of the captured one is the same pipeline with smaller activations."""
+    """Of pictures so large that their pixels decide rather than the text encoder."""
+    monkeypatch.setattr("dexport.exporter.estimate._recipes", lambda decided: iter(()))
+
+    def taken(height: int, width: int) -> tuple[Outline, int]:
+        made = outlined(planned(opened), split_pipeline(planned(opened), (height, width), [opened.solver]), opened.solver)
+        return made, made.estimate(planned(opened)).in_turn_bytes
+
+    made, full = taken(128, 128)
+    advice = nearest(planned(opened, full - 2), made)
+    found = re.fullmatch(r"use --size (\d+)x(\d+): .* GiB.*", advice)
+    assert found, advice
+    assert (int(found[1]), int(found[2])) == (96, 96)
+    assert taken(96, 96)[1] <= full - 2
+
+
+def test_a_device_with_more_memory_where_no_size_is_small_enough(opened: TorchPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dexport.exporter.estimate._recipes", lambda decided: iter(()))
     made = outline(opened, planned(opened))
     full = made.estimate(planned(opened)).in_turn_bytes
