@@ -3,8 +3,8 @@
 TensorRT chooses kernels by timing them, so an engine is built on the very kind of board that runs it, with the board's own
 TensorRT; there is no cross-compilation. `dexport finalize` does that there. Where dexport cannot be installed, the folder
 ``kit/`` in the bundle does it with bash alone: ``build.sh`` (the same trtexec commands, resumable), ``check.sh`` (is this the
-right machine, and is there room?), ``README.md`` for the person at the device, and ``plugins/`` when there are plugin sources
-to compile. `dexport finalize --engines` then makes a finished bundle of its engines, anywhere.
+right machine, and is there room?) and ``README.md`` for the person at the device. `dexport finalize --engines` then makes a finished
+bundle of its engines, anywhere. Models use ONNX operators only: plugins are not part of kits.
 
 What was executed and what was not: see ``runtime/builders/tensorrt.py`` for the flags; the shape rules below were read in
 sampleEngines.cpp of TensorRT 10.3. The scripts run in the tests against a stand-in for trtexec; they have not run on a Jetson.
@@ -13,7 +13,6 @@ sampleEngines.cpp of TensorRT 10.3. The scripts run in the tests against a stand
 import json
 import re
 import shlex
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,8 +31,6 @@ ENGINE_FOLDER = "engines"
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_./:-]+")  # trtexec splits shapes at commas and quotes, and expands asterisks
-_PLUGIN_SUFFIXES = (".cu", ".cpp", ".cuh", ".h")
-_PLUGIN_LIBRARY = "kit/plugins/libdexport_plugins.so"
 
 
 @dataclass(frozen=True)
@@ -56,27 +53,13 @@ class KitComponent:
     data: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class KitPlugins:
-    """Sources of plugins, compiled on the device into one library.
-
-    Attributes:
-        sources: .cu, .cpp, .cuh and .h files; their names must differ.
-        operators: names of the ONNX operators they provide.
-    """
-
-    sources: tuple[Path, ...]
-    operators: tuple[str, ...]
-
-
-def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, *, plugins: KitPlugins | None = None) -> tuple[str, ...]:
+def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target) -> tuple[str, ...]:
     """Writes ``kit/`` into a bundle folder that already holds the ONNX files.
 
     Args:
         bundle: the folder; paths in `components` are relative to it.
         components: in the order in which to build.
         target: a Jetson.
-        plugins: what the models need besides ONNX operators.
 
     Returns:
         Paths of the files written, relative to `bundle`, sorted.
@@ -89,17 +72,16 @@ def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, 
     target.require_buildable()
     if target.tensorrt is None or target.jetpack is None:
         raise Failure(f"target {target.id}", expected="a Jetson", got=target.backend, fix="build engines with the backend of this target")
-    operators = plugins.operators if plugins else ()
     for component in components:
-        _check_component(bundle, component, target, operators)
+        _check_component(bundle, component, target)
     kit = bundle / KIT_FOLDER
     kit.mkdir(parents=True, exist_ok=True)
-    written = _copy_plugins(kit, plugins) if plugins else []
-    commands = [scripts.Engine(item.name, item.onnx, item.data, _flags(item, target, plugins)) for item in components]
+    written = []
+    commands = [scripts.Engine(item.name, item.onnx, item.data, _flags(item, target)) for item in components]
     texts = {
-        "build.sh": scripts.build_script(commands, sm=_nvcc_architecture(target), plugins=plugins is not None),
+        "build.sh": scripts.build_script(commands),
         "check.sh": scripts.check_script(target, [item.weight_bytes for item in components]),
-        "README.md": scripts.readme(target, commands, plugins=plugins is not None),
+        "README.md": scripts.readme(target, commands),
     }
     for name, text in texts.items():
         path = kit / name
@@ -109,28 +91,12 @@ def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, 
     return tuple(sorted(path.relative_to(bundle).as_posix() for path in written))
 
 
-def _flags(component: KitComponent, target: Target, plugins: KitPlugins | None) -> tuple[str, ...]:
+def _flags(component: KitComponent, target: Target) -> tuple[str, ...]:
     """The flags that depend on the model, quoted for the shell."""
-    return tuple(map(shlex.quote, trtexec_flags(component.profiles, target, plugins=_PLUGIN_LIBRARY if plugins else None)))
+    return tuple(map(shlex.quote, trtexec_flags(component.profiles, target)))
 
 
-def _nvcc_architecture(target: Target) -> str:
-    """Blackwell's block-scaled and tcgen05 instructions exist only in the architecture-specific variant."""
-    return f"sm_{target.sm}a" if target.sm is not None and target.sm >= 90 else f"sm_{target.sm}"
-
-
-def _copy_plugins(kit: Path, plugins: KitPlugins) -> list[Path]:
-    names = [source.name for source in plugins.sources]
-    for name in names:
-        if Path(name).suffix not in _PLUGIN_SUFFIXES or names.count(name) > 1 or not _FILE_NAME.fullmatch(name):
-            expected = f"plugin sources of different names that end in {', '.join(_PLUGIN_SUFFIXES)}"
-            raise Failure(f"plugin source {name}", expected=expected, got=", ".join(names), fix="rename it")
-    folder = kit / "plugins"
-    folder.mkdir(exist_ok=True)
-    return [Path(shutil.copyfile(source, folder / source.name)) for source in plugins.sources]
-
-
-def _check_component(bundle: Path, component: KitComponent, target: Target, operators: tuple[str, ...]) -> None:
+def _check_component(bundle: Path, component: KitComponent, target: Target) -> None:
     if not _FILE_NAME.fullmatch(component.name):
         raise Failure(f"component {component.name!r}", expected="letters, digits, _ . -", got=component.name, fix="rename it")
     for file in (component.onnx, *component.data):
@@ -140,7 +106,7 @@ def _check_component(bundle: Path, component: KitComponent, target: Target, oper
     assert target.tensorrt is not None
     path = bundle / component.onnx
     version = (target.tensorrt[0], target.tensorrt[1])
-    problems = check_onnx_for_tensorrt(path, tensorrt=version, opset_max=target.onnx_opset, plugins=operators)
+    problems = check_onnx_for_tensorrt(path, tensorrt=version, opset_max=target.onnx_opset)
     if problems:
         raise _illegal(component, problems)
     _check_profiles(path, component)

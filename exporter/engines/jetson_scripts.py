@@ -83,27 +83,10 @@ build() {
 }
 """
 
-_BUILD_PLUGINS = """
-# Plugins: sources of this kit, compiled for this GPU. Environment: NVCC (path of nvcc).
-nvcc="${{NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}}"
-library=kit/plugins/libdexport_plugins.so
-newest="$(find kit/plugins -type f ! -name '*.so' ! -name '*.partial' -newer "$library" 2>/dev/null || echo missing)"
-if [[ -n "$newest" ]]; then
-  echo "plugins: compiling $library"
-  partial="$library.partial"
-  mapfile -d '' sources < <(find kit/plugins -type f \\( -name '*.cu' -o -name '*.cpp' \\) -print0)
-  "$nvcc" -shared -std=c++17 -O3 -arch={architecture} -Xcompiler -fPIC -o "$partial" "${{sources[@]}}" -lnvinfer
-  mv -f -- "$partial" "$library"
-  partial=""
-fi
-"""
 
-
-def build_script(engines: Sequence[Engine], *, sm: str, plugins: bool) -> str:
+def build_script(engines: Sequence[Engine]) -> str:
     """kit/build.sh."""
     parts = [_BUILD_HEAD]
-    if plugins:
-        parts.append(_BUILD_PLUGINS.format(architecture=sm))
     for engine in engines:
         lines = [" ".join(("build", *map(shlex.quote, (engine.name, engine.onnx, *engine.data)), "--")), *engine.flags]
         parts.append("\n" + " \\\n  ".join(lines) + "\n")
@@ -235,16 +218,10 @@ When something fails:
 - **Killed without a message**: memory ran out. Stop the desktop (`sudo systemctl isolate multi-user.target`), add swap, try again.
 - **Another JetPack**: engines of one JetPack do not load under another. Build a new bundle, `--target {device}@jetpack-...`.
 - **trtexec not found**: `sudo apt-get install nvidia-jetpack`, or set `TRTEXEC=/path/to/trtexec`.
-{plugins}"""
-
-_README_PLUGINS = """\
-
-`plugins/` holds the sources of operators that TensorRT lacks. `build.sh` compiles them with nvcc into
-`plugins/libdexport_plugins.so`, which has to be loaded before the engines.
 """
 
 
-def readme(target: Target, engines: Sequence[Engine], *, plugins: bool) -> str:
+def readme(target: Target, engines: Sequence[Engine]) -> str:
     """kit/README.md."""
     assert target.jetpack is not None and target.tensorrt is not None and target.power_mode is not None
     rows = [f"| `engines/{item.name}.engine` | `{item.onnx}` | {_profiles(item)} |" for item in engines]
@@ -259,7 +236,6 @@ def readme(target: Target, engines: Sequence[Engine], *, plugins: bool) -> str:
         mode=target.power_mode.name,
         mode_number=target.power_mode.number,
         rows="\n".join(rows),
-        plugins=_README_PLUGINS if plugins else "",
     )
 
 

@@ -160,19 +160,14 @@ def _same_release(version: str, target: Target) -> bool:
     return version.split(".")[:2] == [str(part) for part in target.tensorrt[:2]]
 
 
-def trtexec_flags(profiles: Sequence[Profile], target: Target, *, plugins: str | None = None) -> tuple[str, ...]:
+def trtexec_flags(profiles: Sequence[Profile], target: Target) -> tuple[str, ...]:
     """The part of the trtexec command that depends on the model: everything but the names of its files.
 
     A profile's three shape flags directly follow its ``--profile`` flag, because trtexec assigns them by position.
-
-    Args:
-        plugins: library with the model's plugins.
     """
     flags = ["--stronglyTyped", "--skipInference", "--profilingVerbosity=detailed"]
     if target.memory_available_gib is not None:
         flags.append(f"--memPoolSize=workspace:{int(target.memory_available_gib * 1024 * _WORKSPACE_SHARE)}M")
-    if plugins is not None:
-        flags.append(f"--staticPlugins={plugins}")
     for index, profile in enumerate(profiles):
         flags.append(f"--profile={index}")
         for position, flag in enumerate(("minShapes", "optShapes", "maxShapes")):

@@ -14,7 +14,7 @@ import onnx.parser
 import pytest
 
 from dexport.errors import DexportError, Failure, UserError
-from dexport.exporter.engines.jetson import KitComponent, KitPlugins, write_kit
+from dexport.exporter.engines.jetson import KitComponent, write_kit
 from dexport.targets.catalogue import find
 
 ORIN = find("jetson-orin-nano-8gb@jetpack-6.2")
@@ -33,7 +33,7 @@ for flag in "$@"; do
     --saveEngine=*) engine="${flag#*=}" ;;
     --exportLayerInfo=*) layers="${flag#*=}" ;;
     --stronglyTyped | --skipInference | --profilingVerbosity=detailed | --memPoolSize=workspace:*M | --timingCacheFile=*) ;;
-    --profile=* | --minShapes=* | --optShapes=* | --maxShapes=* | --staticPlugins=*) ;;
+    --profile=* | --minShapes=* | --optShapes=* | --maxShapes=*) ;;
     *) echo "unknown option $flag"; exit 2 ;;
   esac
 done
@@ -196,33 +196,6 @@ def test_the_right_tensorrt_is_no_fault(bundle: Path, components: list[KitCompon
     assert "FAULT TensorRT" not in result.stderr
 
 
-def test_plugins_are_compiled_and_loaded(bundle: Path, components: list[KitComponent]) -> None:
-    model = _model(bundle, "sparse.onnx", "g (float[2,4] x) => (float[2,4] y) { y = my.BlockSparseAttention(x) }")
-    component = KitComponent("sparse", model, (), weight_bytes=0)
-    source = bundle.parent / "sparse.cu"
-    source.write_text("// kernel\n")
-    plugins = KitPlugins((source,), ("BlockSparseAttention",))
-    assert "kit/plugins/sparse.cu" in write_kit(bundle, [component], ORIN, plugins=plugins)
-    nvcc = bundle.parent / "nvcc"
-    nvcc.write_text('#!/usr/bin/env bash\necho "$*" >>"$CALLS"\nwhile [[ "$1" != -o ]]; do shift; done\nprintf library >"$2"\n')
-    nvcc.chmod(0o755)
-    result = _build(bundle, NVCC=str(nvcc))
-    assert result.returncode == 0, result.stderr
-    compiled, built = _calls(bundle)
-    assert "-arch=sm_87" in compiled and "kit/plugins/sparse.cu" in compiled
-    assert "--staticPlugins=kit/plugins/libdexport_plugins.so" in built
-    assert (bundle / "kit/plugins/libdexport_plugins.so").read_text() == "library"
-    assert _build(bundle, NVCC=str(nvcc)).returncode == 0
-    assert len(_calls(bundle)) == 2
-
-
-def test_thor_plugins_are_compiled_for_the_specific_architecture(bundle: Path, components: list[KitComponent]) -> None:
-    source = bundle.parent / "a.cu"
-    source.write_text("")
-    write_kit(bundle, components, find("jetson-thor"), plugins=KitPlugins((source,), ()))
-    assert "-arch=sm_110a" in (bundle / "kit/build.sh").read_text()
-
-
 def _refused(bundle: Path, component: KitComponent, **options: object) -> DexportError:
     target = options.pop("target", ORIN)
     with pytest.raises(DexportError) as caught:
@@ -280,10 +253,3 @@ def test_input_names_that_trtexec_cannot_read_are_refused(bundle: Path) -> None:
 def test_targets_without_kits_are_refused(bundle: Path, components: list[KitComponent]) -> None:
     assert isinstance(_refused(bundle, components[1], target=find("jetson-xavier")), UserError)
     assert "target rtx-4090: expected a Jetson, got tensorrt-rtx" in str(_refused(bundle, components[1], target=find("rtx-4090")))
-
-
-def test_plugin_sources_need_names_of_their_own(bundle: Path, components: list[KitComponent], tmp_path: Path) -> None:
-    source = tmp_path / "notes.txt"
-    source.write_text("")
-    with pytest.raises(Failure, match=r"expected plugin sources of different names that end in \.cu"):
-        write_kit(bundle, components, ORIN, plugins=KitPlugins((source,), ()))

@@ -22,12 +22,11 @@ PROFILES = [{"latent": ((1, 4), (1, 4), (1, 4))}, {"latent": ((2, 4), (2, 4), (8
 
 
 def test_flags_of_a_model_with_two_profiles() -> None:
-    assert trtexec_flags(PROFILES, ORIN, plugins="lib.so") == (
+    assert trtexec_flags(PROFILES, ORIN) == (
         "--stronglyTyped",
         "--skipInference",
         "--profilingVerbosity=detailed",
         "--memPoolSize=workspace:1433M",
-        "--staticPlugins=lib.so",
         "--profile=0",
         "--minShapes=latent:1x4",
         "--optShapes=latent:1x4",
