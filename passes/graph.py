@@ -118,13 +118,19 @@ def copied_nodes(module: fx.GraphModule) -> fx.Graph:
 
 def call_node(nodes: fx.Graph, target: Callable[..., Any], *args: Any) -> fx.Node:
     """Appends a call whose fake value is computed at once, so that later passes can read its shape."""
+    node = nodes.call_function(target, args)
+    compute_value(node)
+    return node
+
+
+def compute_value(node: fx.Node) -> None:
+    """Records the fake value of a call, computed from those of its arguments."""
 
     def fake(argument: Any) -> Any:
         return value(argument) if isinstance(argument, fx.Node) else argument
 
-    node = nodes.call_function(target, args)
-    node.meta["val"] = target(*fx.node.map_aggregate(args, fake))
-    return node
+    assert callable(node.target)
+    node.meta["val"] = node.target(*fx.node.map_aggregate(node.args, fake), **fx.node.map_aggregate(node.kwargs, fake))
 
 
 def value(node: fx.Node) -> Any:

@@ -20,16 +20,20 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
 from dexport.passes.dependence import NOTHING, Kinds, dependence, is_size
-from dexport.passes.graph import BATCH, STEPS, Dim, Graph, Kind, Port, call_node, dims, is_tensor, value, with_nodes
+from dexport.passes.graph import BATCH, STEPS, Dim, Graph, Kind, Port, call_node, compute_value, dims, is_tensor, value, with_nodes
 from dexport.passes.rows import Rows, rows
 
 aten = torch.ops.aten
 STEP_VALUES, SCHEDULE_VALUES = "step_values", "schedule_values"
+_EXAMPLE_STEPS = 7  # what the symbolic number of timesteps stands for; 0 and 1 would be special, and small sizes may be another axis's
 _VIEWS = {
     aten.reshape.default,
     aten.unsqueeze.default,
@@ -235,15 +239,16 @@ def _table(graph: Graph, steps: list[fx.Node]) -> Graph:
     nodes = fx.Graph()
     new: dict[fx.Node, fx.Node] = {}
     ports = _enter(nodes, graph, steps, new)
-    rows_of_steps = nodes.call_function(aten.sym_size.int, (new[graph.placeholders()[ports[0].name]], 0))
+    _enter_many_steps(ports, graph, new)
+    rows_of_steps = call_node(nodes, aten.sym_size.int, new[graph.placeholders()[ports[0].name]], 0)
     outputs = []
     results = []
     for dtype, members in _by_dtype(steps).items():
         pieces = [
-            nodes.call_function(aten.reshape.default, (piece, [rows_of_steps, -1]))
+            call_node(nodes, aten.reshape.default, piece, [rows_of_steps, -1])
             for piece in _copy(nodes, graph, members, new, rows_of_steps, many_steps=True)
         ]
-        results.append(nodes.call_function(aten.cat.default, (pieces, 1)))
+        results.append(call_node(nodes, aten.cat.default, pieces, 1))
         outputs.append(Port(_packed_name(STEP_VALUES, dtype), dtype, (STEPS, sum(_row_width(n) for n in members))))
     nodes.output(tuple(results))
     return with_nodes(
@@ -259,30 +264,29 @@ def _schedule(graph: Graph, mixed: list[fx.Node]) -> Graph:
     nodes = fx.Graph()
     entered: dict[fx.Node, fx.Node] = {}
     ports = _enter(nodes, graph, mixed, entered)
+    _enter_many_steps(ports, graph, entered)
     step_port = next(p for p in ports if Kind.STEP in p.kinds)
     row_port = next(p for p in ports if p.shape[:1] == (BATCH,))
     entering = graph.placeholders()
-    steps = nodes.call_function(aten.sym_size.int, (entered[entering[step_port.name]], 0))
-    batch = nodes.call_function(aten.sym_size.int, (entered[entering[row_port.name]], 0))
-    pairs = nodes.call_function(operator.mul, (steps, batch))
+    steps = call_node(nodes, aten.sym_size.int, entered[entering[step_port.name]], 0)
+    batch = call_node(nodes, aten.sym_size.int, entered[entering[row_port.name]], 0)
+    pairs = call_node(nodes, operator.mul, steps, batch)
     new: dict[fx.Node, fx.Node] = {}
     for port in ports:
         source, rest = entered[entering[port.name]], list(port.shape[1:])
         if port.shape[:1] == (BATCH,):
-            wide = nodes.call_function(
-                aten.expand.default, (nodes.call_function(aten.unsqueeze.default, (source, 0)), [steps, batch, *rest])
-            )
+            wide = call_node(nodes, aten.expand.default, call_node(nodes, aten.unsqueeze.default, source, 0), [steps, batch, *rest])
         elif Kind.STEP in port.kinds:
-            wide = nodes.call_function(aten.expand.default, (nodes.call_function(aten.unsqueeze.default, (source, 1)), [steps, batch]))
+            wide = call_node(nodes, aten.expand.default, call_node(nodes, aten.unsqueeze.default, source, 1), [steps, batch])
         else:
             new[entering[port.name]] = source
             continue
-        new[entering[port.name]] = nodes.call_function(aten.reshape.default, (wide, [pairs, *rest]))
+        new[entering[port.name]] = call_node(nodes, aten.reshape.default, wide, [pairs, *rest])
     outputs, results = [], []
     for dtype, members in _by_dtype(mixed).items():
         copied = _copy(nodes, graph, members, new, pairs, many_steps=True)
-        pieces = [nodes.call_function(aten.reshape.default, (piece, [pairs, -1])) for piece in copied]
-        results.append(nodes.call_function(aten.cat.default, (pieces, 1)))
+        pieces = [call_node(nodes, aten.reshape.default, piece, [pairs, -1]) for piece in copied]
+        results.append(call_node(nodes, aten.cat.default, pieces, 1))
         outputs.append(Port(_packed_name(SCHEDULE_VALUES, dtype), dtype, (f"{STEPS}*{BATCH}", sum(_row_width(n) for n in members))))
     nodes.output(tuple(results))
     inputs = tuple(replace(p, shape=(STEPS,)) if Kind.STEP in p.kinds else p for p in ports)
@@ -296,7 +300,7 @@ def _prelude(graph: Graph, prompts: list[fx.Node]) -> Graph:
     new: dict[fx.Node, fx.Node] = {}
     ports = _enter(nodes, graph, computed, new)
     row_port = next((p for p in ports if p.shape[:1] == (BATCH,)), ports[0])
-    batch = nodes.call_function(aten.sym_size.int, (new[graph.placeholders()[row_port.name]], 0))
+    batch = call_node(nodes, aten.sym_size.int, new[graph.placeholders()[row_port.name]], 0)
     nodes.output(tuple(_copy(nodes, graph, computed, new, batch)))
     outputs = tuple(replace(_prompt_port(graph, n), kinds=frozenset()) for n in computed)
     return with_nodes(graph, nodes, name=f"{graph.name}_prompt", inputs=tuple(ports), outputs=outputs)
@@ -311,6 +315,17 @@ def _enter(nodes: fx.Graph, graph: Graph, wanted: list[fx.Node], new: dict[fx.No
             new[node] = nodes.node_copy(node)
             ports.append(port)
     return ports
+
+
+def _enter_many_steps(ports: list[Port], graph: Graph, new: dict[fx.Node, fx.Node]) -> None:
+    """The captured timestep is one row; here its fake value has a symbolic number of them."""
+    entering = graph.placeholders()
+    timesteps = [new[entering[port.name]] for port in ports if Kind.STEP in port.kinds]
+    mode = value(timesteps[0]).fake_mode
+    dynamic: StatelessSymbolicContext[Any, Any] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    example = mode.from_tensor(torch.empty(_EXAMPLE_STEPS), static_shapes=False, source=ConstantSource(STEPS), symbolic_context=dynamic)
+    for node in timesteps:
+        node.meta["val"] = example.new_empty(example.shape, dtype=value(node).dtype)
 
 
 def _needed(wanted: list[fx.Node], given: dict[fx.Node, fx.Node]) -> set[fx.Node]:
@@ -335,11 +350,15 @@ def _copy(
     """
     needed = _needed(wanted, new)
     kinds = dependence(graph) if many_steps else {}
+    mode = value(next(iter(graph.placeholders().values()))).fake_mode
     for node in graph.module.graph.nodes:
         if node in needed:
             new[node] = batch if _is_batch_size(node) else nodes.node_copy(node, lambda n: new[n])
             if many_steps and Kind.STEP in kinds[node] and _has_one_row(node):
                 _lengthen(new[node], batch)
+            if many_steps and new[node].op == "call_function":
+                with mode:
+                    compute_value(new[node])
     return [new[n] for n in wanted]
 
 

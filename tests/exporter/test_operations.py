@@ -8,11 +8,13 @@ from torch import nn
 
 from dexport.exporter.capture import Input
 from dexport.exporter.operations import Form, Operations, form_of
-from dexport.passes.graph import BATCH, Graph, Kind
+from dexport.passes.graph import BATCH, STEPS, Graph, Kind
+from dexport.passes.hoist import hoist
 from dexport.targets.latency import Work, attention_operations
 from tests.exporter.spellings.quantized_graphs import Form as Quantization
 from tests.exporter.spellings.quantized_graphs import quantized
-from tests.passes.graphs import graph_of
+from tests.passes.graphs import LATENT as LATENT_OF_8
+from tests.passes.graphs import PROMPT, TIMESTEP, graph_of
 
 TOKENS, WIDTH, HEADS, LATENT = 6, 64, 2, 8
 
@@ -96,3 +98,26 @@ def test_forms_of_recipes() -> None:
     assert form_of("int8", "", 0, "fp32") == Form("fp32", 8, 32)
     assert form_of("int3", "int8", 0, "fp16") == Form("int8", 8, 8)
     assert form_of("nvfp4", "nvfp4", 16, "fp16") == Form("nvfp4", 4.5, 4.5)
+
+
+class Modulation(nn.Module):
+    """What a linear makes of the timestep and the prompt together, and of the timestep alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed, self.alone = nn.Linear(8, 16), nn.Linear(4, 8)
+
+    def forward(self, latent: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        angles = timestep.expand(latent.shape[0])[:, None]
+        mixed, shift = self.mixed(prompt.mean(1) * angles)[:, None].chunk(2, -1)
+        return latent * mixed + shift + self.alone(angles / torch.arange(1, 5))[:, None]
+
+
+def test_what_is_computed_for_all_steps_at_once_counts_them_all() -> None:
+    split = hoist(graph_of(Modulation(), (LATENT_OF_8, TIMESTEP, PROMPT)))
+    assert split.table is not None and split.schedule is not None
+    steps, batch = 5, 3
+    (alone,) = (one for one in Operations(split.table, {STEPS: steps}).all() if one.kind == "product")
+    (mixed,) = (one for one in Operations(split.schedule, {STEPS: steps, BATCH: batch}).all() if one.kind == "product")
+    assert (alone.operations, alone.bytes) == (2 * steps * 4 * 8, 4 * (4 * 8 + steps * (4 + 8)))
+    assert (mixed.operations, mixed.bytes) == (2 * steps * batch * 8 * 16, 4 * (8 * 16 + steps * batch * (8 + 16)))

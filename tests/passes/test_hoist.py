@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from dexport.passes.dependence import dependence
-from dexport.passes.graph import Graph, Kind, is_tensor, run
+from dexport.passes.graph import Graph, Kind, call_nodes, is_tensor, run
 from dexport.passes.hoist import Hoisted, hoist
 from tests.exporter.pipelines.checks import distance, run_split
 from tests.passes.graphs import LATENT, PROMPT, TIMESTEP, example, graph_of, operations
@@ -99,15 +99,19 @@ def test_split_graphs_give_what_whole_ones_give(steps: list[tuple[str, int, int]
         whole = run(graph, {**inputs, "timestep": timesteps[step : step + 1]})
         assert distance(run_split(split, inputs, timesteps, step)["out"], whole["out"]) < 1e-5
     _check_report(graph, split)
+    assert all("val" in node.meta for piece in _pieces(split) for node in call_nodes(piece))
+
+
+def _pieces(split: Hoisted) -> list[Graph]:
+    return [piece for piece in (split.loop, split.table, split.schedule, split.prompt) if piece is not None]
 
 
 def _check_report(graph: Graph, split: Hoisted) -> None:
     """What the report says is what happened."""
     report = split.report
-    pieces = [piece for piece in (split.loop, split.table, split.schedule, split.prompt) if piece is not None]
     assert report.parameters == graph.parameter_count()
     assert report.loop_parameters == split.loop.parameter_count()
-    assert set().union(*(piece.used_weights() for piece in pieces)) == set(graph.used_weights())
+    assert set().union(*(piece.used_weights() for piece in _pieces(split))) == set(graph.used_weights())
     kept = {k.node for k in report.kept}
     kinds = dependence(split.loop)
     for node in split.loop.module.graph.nodes:
