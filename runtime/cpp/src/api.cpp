@@ -43,6 +43,15 @@ dexport_status report(dexport_status status, const char* text) noexcept {
     return status;
 }
 
+/// Reports what another library threw; only the errors of this one are written to be read.
+dexport_status report_foreign(const std::exception& error) noexcept {
+    try {
+        return report(DEXPORT_FAILURE, ("dexport: expected no error of another library, got " + reason_of(error) + "; report it").c_str());
+    } catch (...) {
+        return report(DEXPORT_FAILURE, "dexport: expected no error of another library, got one; report it");
+    }
+}
+
 /// Runs the body of a function of the C interface.
 template <typename Body>
 dexport_status guarded(const Body& body) noexcept {
@@ -56,7 +65,7 @@ dexport_status guarded(const Body& body) noexcept {
         return report(DEXPORT_FAILURE,
                       "memory: expected enough for the request, got none left; make fewer or smaller pictures, or set release_components");
     } catch (const std::exception& error) {
-        return report(DEXPORT_FAILURE, error.what());
+        return report_foreign(error);
     } catch (...) {
         return report(DEXPORT_FAILURE, "dexport: expected no other exception, got one; report it");
     }

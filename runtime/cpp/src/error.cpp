@@ -13,4 +13,10 @@ Error failure(const std::string& where, const std::string& expected, const std::
     return {Code::failure, where, expected, got, fix};
 }
 
+std::string reason_of(const std::exception& error) {
+    std::string text = error.what();
+    text.erase(text.find_last_not_of(" \n\r\t") + 1);
+    return text.empty() ? "an error without a message" : text.substr(text.rfind('\n') + 1);
+}
+
 }  // namespace dexport

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -30,5 +31,8 @@ private:
 
 /// An `Error` of `Code::failure`.
 [[nodiscard]] Error failure(const std::string& where, const std::string& expected, const std::string& got, const std::string& fix);
+
+/// What another library says went wrong, as one line: its last; those before are places in its source.
+[[nodiscard]] std::string reason_of(const std::exception& error);
 
 }  // namespace dexport

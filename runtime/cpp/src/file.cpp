@@ -74,4 +74,10 @@ Mapping::~Mapping() {
     }
 }
 
+void Mapping::forget_pages() const {
+    if (start_ != nullptr) {
+        ::madvise(start_, length_, MADV_DONTNEED);  // advice: where it fails, memory is used for longer
+    }
+}
+
 }  // namespace dexport

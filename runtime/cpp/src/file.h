@@ -49,6 +49,9 @@ public:
     [[nodiscard]] std::uint8_t* data() const { return data_; }
     [[nodiscard]] std::size_t size() const { return bytes_; }
 
+    /// Gives the memory of its pages back: what is read later comes from the file again, and what was written is lost.
+    void forget_pages() const;
+
 private:
     void* start_ = nullptr;  // of the page
     std::size_t length_ = 0;

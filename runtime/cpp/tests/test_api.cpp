@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -100,6 +101,19 @@ TEST_CASE("a run is cancelled from another thread") {
         return true;
     };
     CHECK_THROWS_WITH_AS(static_cast<void>(pipeline.run(request)), doctest::Contains("got a request to stop"), Error);
+}
+
+TEST_CASE("what another library throws is one line that says whose it is") {
+    const dexport::Folder folder;
+    const Pipeline pipeline(dexport::write_sample_bundle(folder.path()).string());
+    const std::int64_t label = 2;
+    dexport_request request{};
+    request.struct_size = sizeof request;
+    request.class_labels = &label, request.class_label_count = 1;
+    request.on_trace = [](void*, const char*) { throw std::runtime_error("at some.cpp:7\nit broke\n"); };
+    dexport_result* result = nullptr;
+    CHECK(dexport_run(pipeline.handle(), &request, &result) == DEXPORT_FAILURE);
+    CHECK(std::string(dexport_error()) == "dexport: expected no error of another library, got it broke; report it");
 }
 
 TEST_CASE("what comes from outside is checked") {

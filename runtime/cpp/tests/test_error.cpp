@@ -12,3 +12,8 @@ TEST_CASE("an error is one line that says where, what was expected, what came an
     CHECK(error.code() == Code::user);
     CHECK(failure("a", "b", "c", "d").code() == Code::failure);
 }
+
+TEST_CASE("the reason of another library is its last line") {
+    CHECK(reason_of(std::runtime_error("a.cpp:7\nno memory\n \n")) == "no memory");
+    CHECK(reason_of(std::runtime_error(" \n")) == "an error without a message");
+}

@@ -24,7 +24,11 @@ TEST_CASE("a file is read and mapped from any offset, and a mapping is private")
     mapping.data()[0] = 'J';
     CHECK(file.read(read.data(), 5, 5000) == 5);
     CHECK(read == "hello");
-    CHECK(Mapping(file, 0, 0).data() == nullptr);
+    mapping.forget_pages();
+    CHECK(std::string(reinterpret_cast<char*>(mapping.data()), mapping.size()) == "hello");
+    const Mapping empty(file, 0, 0);
+    empty.forget_pages();
+    CHECK(empty.data() == nullptr);
 }
 
 TEST_CASE("a file that is not there is an error of the system") {

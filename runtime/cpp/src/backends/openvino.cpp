@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <openvino/runtime/core.hpp>
 #include <set>
 #include <vector>
@@ -11,13 +12,6 @@
 
 namespace dexport {
 namespace {
-
-/// The last line of what OpenVINO says; the others are places in its source.
-std::string reason_of(const std::exception& error) {
-    std::string text = error.what();
-    text.erase(text.find_last_not_of(" \n\r\t") + 1);
-    return text.empty() ? "an error without a message" : text.substr(text.rfind('\n') + 1);
-}
 
 ov::element::Type element_of(Dtype dtype) {
     switch (dtype) {
@@ -83,73 +77,88 @@ ov::AnyMap properties_for(const std::string& xml, const std::string& precision, 
     return properties;
 }
 
-/// The model compiled for one combination of input shapes, and the memory that its ports are bound to.
+/// Whether both name the same ports with the same kinds of tensors.
+bool are_alike(const std::vector<Binding>& these, const std::vector<Binding>& those) {
+    return std::equal(these.begin(), these.end(), those.begin(), those.end(), [](const Binding& one, const Binding& other) {
+        return one.port == other.port && one.tensor.dtype == other.tensor.dtype && one.tensor.shape == other.tensor.shape;
+    });
+}
+
+/// The model compiled for one combination of input shapes; `data` of its bindings is the memory that the request is bound to.
 struct Compiled {
-    std::vector<Shape> shapes;  // of the inputs, in the caller's order
+    std::vector<Binding> inputs, outputs;
     ov::InferRequest request;
-    std::vector<const std::byte*> bound;  // inputs, then outputs
 };
 
 class OpenVinoEngine final : public Engine {
 public:
-    OpenVinoEngine(const std::string& xml, std::shared_ptr<const Mapping> weights, const std::string& precision, const std::string& cache,
+    OpenVinoEngine(std::string xml, std::shared_ptr<const Mapping> weights, const std::string& precision, const std::string& cache,
                    std::string name)
-        : name_(std::move(name)), weights_(std::move(weights)), properties_(properties_for(xml, precision, cache)) {
-        try {
-            const ov::Tensor shared(ov::element::u8, {weights_->size()}, weights_->data());
-            model_ = core_.read_model(xml, shared);
-        } catch (const std::exception& error) {
-            throw failure(name_, "an OpenVINO model", reason_of(error), "rebuild the bundle");
-        }
+        : xml_(std::move(xml)), name_(std::move(name)), weights_(std::move(weights)) {
+        explained("OpenVINO on this processor", [&] { properties_ = properties_for(xml_, precision, cache); });
+        model_ = read();
     }
 
     void run(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs, const std::string& where) override {
-        Compiled* compiled = known(inputs);
-        if (compiled == nullptr) {
-            compiled = &compile(inputs);
-            check_outputs(compiled->request.get_compiled_model(), outputs, where);
-        }
-        try {
-            for (std::size_t index = 0; index < inputs.size(); ++index) {
-                bind(*compiled, index, inputs[index]);
-            }
-            for (std::size_t index = 0; index < outputs.size(); ++index) {
-                bind(*compiled, inputs.size() + index, outputs[index]);
-            }
-            compiled->request.infer();
-        } catch (const std::exception& error) {
-            throw failure(name_, "OpenVINO to run", reason_of(error), "rebuild the bundle");
-        }
+        Compiled* found = known(inputs, outputs);
+        Compiled& compiled = found != nullptr ? *found : compile(inputs, outputs, where);
+        explained("OpenVINO to run", [&] {
+            bind(compiled.request, compiled.inputs, inputs);
+            bind(compiled.request, compiled.outputs, outputs);
+            compiled.request.infer();
+        });
     }
 
 private:
-    Compiled* known(const std::vector<Binding>& inputs) {
-        for (Compiled& each : compiled_) {
-            const bool same = std::equal(inputs.begin(), inputs.end(), each.shapes.begin(), each.shapes.end(),
-                                         [](const Binding& input, const Shape& shape) { return input.tensor.shape == shape; });
-            if (same) {
-                return &each;
-            }
+    /// Calls OpenVINO; what it throws becomes a failure that says what was expected of it.
+    template <typename Body>
+    void explained(const std::string& expected, const Body& body) const {
+        try {
+            body();
+        } catch (const Error&) {
+            throw;
+        } catch (const std::exception& error) {
+            throw failure(name_, expected, reason_of(error), "rebuild the bundle");
         }
-        return nullptr;
     }
 
-    Compiled& compile(const std::vector<Binding>& inputs) {
+    [[nodiscard]] std::shared_ptr<ov::Model> read() {
+        std::shared_ptr<ov::Model> model;
+        explained("an OpenVINO model", [&] {
+            const ov::Tensor shared(ov::element::u8, {weights_->size()}, weights_->data());
+            model = core_.read_model(xml_, shared);
+        });
+        return model;
+    }
+
+    Compiled* known(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs) {
+        const auto found = std::find_if(compiled_.begin(), compiled_.end(), [&](const Compiled& each) {
+            return are_alike(each.inputs, inputs) && are_alike(each.outputs, outputs);
+        });
+        return found == compiled_.end() ? nullptr : &*found;
+    }
+
+    Compiled& compile(const std::vector<Binding>& inputs, const std::vector<Binding>& outputs, const std::string& where) {
         std::string shapes;
         std::map<std::string, ov::PartialShape> wanted;
-        Compiled compiled;
         for (const Binding& input : inputs) {
             shapes += (shapes.empty() ? "" : ", ") + input.port + " " + shape_text(input.tensor.shape);
             wanted[input.port] = ov::PartialShape(ov_shape(input.tensor.shape));
-            compiled.shapes.push_back(input.tensor.shape);
         }
-        try {
-            const std::shared_ptr<ov::Model> model = model_->clone();
+        Compiled compiled{inputs, outputs, {}};
+        for (std::vector<Binding>* bindings : {&compiled.inputs, &compiled.outputs}) {
+            for (Binding& binding : *bindings) {
+                binding.tensor.data = nullptr;
+            }
+        }
+        const std::shared_ptr<ov::Model> model = model_ != nullptr ? std::move(model_) : read();
+        model_ = nullptr;
+        explained("OpenVINO to compile " + shapes, [&] {
             model->reshape(wanted);
             compiled.request = core_.compile_model(model, "CPU", properties_).create_infer_request();
-        } catch (const std::exception& error) {
-            throw failure(name_, "OpenVINO to compile " + shapes, reason_of(error), "rebuild the bundle");
-        }
+            weights_->forget_pages();
+            check_outputs(compiled.request.get_compiled_model(), outputs, where);
+        });
         compiled_.push_back(std::move(compiled));
         return compiled_.back();
     }
@@ -176,29 +185,31 @@ private:
         }
     }
 
-    /// Makes the request use the tensor's memory, unless it does already.
-    static void bind(Compiled& compiled, std::size_t index, const Binding& binding) {
-        compiled.bound.resize(std::max(compiled.bound.size(), index + 1));
-        if (compiled.bound[index] != binding.tensor.data) {
-            const ov::Tensor tensor(element_of(binding.tensor.dtype), ov_shape(binding.tensor.shape), binding.tensor.data);
-            compiled.request.set_tensor(binding.port, tensor);
-            compiled.bound[index] = binding.tensor.data;
+    /// Makes the request use the memory of the tensors that it does not use already.
+    static void bind(ov::InferRequest& request, std::vector<Binding>& bound, const std::vector<Binding>& wanted) {
+        for (std::size_t index = 0; index < wanted.size(); ++index) {
+            const Binding& binding = wanted[index];
+            if (bound[index].tensor.data != binding.tensor.data) {
+                const ov::Tensor tensor(element_of(binding.tensor.dtype), ov_shape(binding.tensor.shape), binding.tensor.data);
+                request.set_tensor(binding.port, tensor);
+                bound[index].tensor.data = binding.tensor.data;
+            }
         }
     }
 
-    std::string name_;
+    std::string xml_, name_;
     std::shared_ptr<const Mapping> weights_;
     ov::AnyMap properties_;
     ov::Core core_;
-    std::shared_ptr<ov::Model> model_;
+    std::shared_ptr<ov::Model> model_;  // until it is compiled; for further shapes it is read again
     std::vector<Compiled> compiled_;
 };
 
 }  // namespace
 
-std::unique_ptr<Engine> open_openvino(const std::string& xml, std::shared_ptr<const Mapping> weights, const std::string& precision,
+std::unique_ptr<Engine> open_openvino(std::string xml, std::shared_ptr<const Mapping> weights, const std::string& precision,
                                       const std::string& cache, const std::string& name) {
-    return std::make_unique<OpenVinoEngine>(xml, std::move(weights), precision, cache, name);
+    return std::make_unique<OpenVinoEngine>(std::move(xml), std::move(weights), precision, cache, name);
 }
 
 }  // namespace dexport

@@ -8,7 +8,8 @@
 
 namespace dexport {
 
-/// Compiles IR, whose weights stay mapped from the bundle until the plugin has packed them, and runs it on the CPU.
+/// Compiles IR, whose weights are mapped from the bundle, and runs it on the CPU. Once the plugin has packed them, their pages go
+/// back to the system; what it still reads comes from the file again.
 ///
 /// The plugin is fastest with static shapes, so the model is compiled for each combination of input shapes that comes, once.
 /// Quantized models: see `int8_is_exact`.
@@ -21,7 +22,7 @@ namespace dexport {
 ///     name: for errors.
 ///
 /// Throws a failure: OpenVINO cannot read the model.
-[[nodiscard]] std::unique_ptr<Engine> open_openvino(const std::string& xml, std::shared_ptr<const Mapping> weights,
-                                                    const std::string& precision, const std::string& cache, const std::string& name);
+[[nodiscard]] std::unique_ptr<Engine> open_openvino(std::string xml, std::shared_ptr<const Mapping> weights, const std::string& precision,
+                                                    const std::string& cache, const std::string& name);
 
 }  // namespace dexport
