@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 
 from dexport.errors import UserError
-from dexport.runtime.schema_check import check_schema, schema_named
+from dexport.runtime.schema_check import check_schema, check_version, schema_named
 from dexport.runtime.strict_json import parse_json, shown
 
 SCHEMA = 1
@@ -209,7 +209,7 @@ def manifest_from_json(data: bytes, where: str) -> Manifest:
         UserError: not JSON, not this schema, a newer schema, or paths and names that do not fit together.
     """
     document = parse_json(data, where, max_bytes=MAX_MANIFEST_BYTES)
-    _check_version(document, where)
+    check_version(document, "bundle", SCHEMA, where)
     check_schema(document, "manifest", where)
     manifest = _manifest(document)
     check_collisions([*manifest.files, MANIFEST_NAME], where)
@@ -237,18 +237,6 @@ def check_collisions(paths: Iterable[str], where: str) -> None:
             if other != kind:
                 got = f"'{shown(other)}' and '{shown(kind)}'"
                 raise UserError(where, expected="file names that differ by more than case", got=got, fix=_REBUILD)
-
-
-def _check_version(document: Any, where: str) -> None:
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        writer = shown(document.get("dexport", "of an unknown version"), 40)
-        raise UserError(
-            where,
-            expected=f"bundle schema {SCHEMA} or older",
-            got=f"schema {schema}, written by dexport {writer}",
-            fix=f"install dexport {writer} or newer to read it",
-        )
 
 
 def _check_references(manifest: Manifest, where: str) -> None:

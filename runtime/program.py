@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dexport.runtime.schema_check import check_schema
+from dexport.runtime.schema_check import check_schema, check_version
 from dexport.runtime.strict_json import parse_json
 
 SCHEMA_VERSION = 1
@@ -258,6 +258,7 @@ def program_from_json(text: bytes, where: str) -> Program:
         UserError: not JSON, not of the schema, or a newer schema; names the place in the document.
     """
     document = parse_json(text, where, max_bytes=MAX_PROGRAM_BYTES)
+    check_version(document, "program", SCHEMA_VERSION, where)
     check_schema(document, "program", where)
     return _program(document)
 

@@ -53,6 +53,30 @@ def check_schema(document: Any, name: str, where: str) -> None:
     raise UserError(f"{where}: {place}" if place else where, expected=expected, got=got, fix=_REBUILD)
 
 
+def check_version(document: Any, what: str, newest: int, where: str) -> None:
+    """Refuses a document of a newer schema, whose rules are not known here.
+
+    Args:
+        document: the document.
+        what: it describes: "bundle".
+        newest: the schema that is known.
+        where: what to call the document in errors.
+
+    Raises:
+        UserError: it is newer; names the dexport that wrote it, if the document does.
+    """
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, int) or schema <= newest:
+        return
+    writer = shown(document["dexport"], 40) if "dexport" in document else None
+    raise UserError(
+        where,
+        expected=f"{what} schema {newest} or older",
+        got=f"schema {schema}" + (f", written by dexport {writer}" if writer else ""),
+        fix=f"install {f'dexport {writer} or newer' if writer else 'a newer dexport'} to read it",
+    )
+
+
 @functools.cache
 def _validator(name: str) -> Any:
     checker = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(

@@ -131,7 +131,8 @@ def _changed(path: list[str | int], value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["schema"], 2, r"p.json: schema: expected 1, got 2"),
+        (["schema"], 0, r"p.json: schema: expected 1, got 0"),
+        (["schema"], 2, r"p.json: expected program schema 1 or older, got schema 2; install a newer dexport to read it"),
         (["extra"], 1, r"p.json: expected only the keys schema, name, .*, got the key 'extra'"),
         (["steps"], 0, "p.json: steps: expected a number from 1, got 0"),
         (["steps"], 10**7, "p.json: steps: expected a number up to 10000, got 10000000"),

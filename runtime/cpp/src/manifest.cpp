@@ -18,20 +18,6 @@ const Schema& schema() {
     return instance;
 }
 
-void check_version(const Json& document, const std::string& where) {
-    if (!document.is_object() || !document.contains("schema")) {
-        return;
-    }
-    const Json& version = document.at("schema");
-    if (!version.is_number_integer() || version <= bundle_schema) {
-        return;
-    }
-    const std::string writer = document.contains("dexport") ? shown_value(document.at("dexport"), 40) : "of an unknown version";
-    throw user_error(where, "bundle schema " + std::to_string(bundle_schema) + " or older",
-                     "schema " + shown_value(version) + ", written by dexport " + writer,
-                     "install dexport " + writer + " or newer to read it");
-}
-
 /// Paths are ASCII by the schema.
 std::string lower(std::string text) {
     std::transform(text.begin(), text.end(), text.begin(),
@@ -227,7 +213,7 @@ const Component* Manifest::component(std::string_view name) const {
 
 Manifest manifest_from_json(std::string_view text, const std::string& where) {
     const Json document = parse_json(text, where, max_manifest_bytes);
-    check_version(document, where);
+    check_version(document, "bundle", bundle_schema, where);
     schema().check(document, where);
     check_collisions(document.at("files"), where);
     References(document, where).check();

@@ -6,6 +6,8 @@
 namespace dexport {
 namespace {
 
+constexpr int program_schema = 1;
+
 const Schema& schema() {
     static const Schema instance(
 #include "program_schema.inc"
@@ -194,6 +196,7 @@ std::vector<const Ref*> writes(const Instruction& instruction) {
 
 Program program_from_json(std::string_view text, const std::string& where) {
     const Json document = parse_json(text, where, max_program_bytes);
+    check_version(document, "program", program_schema, where);
     schema().check(document, where);
     return program_from(document);
 }

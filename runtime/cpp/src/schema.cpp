@@ -333,4 +333,18 @@ void Schema::check(const Json& document, const std::string& where) const {
     throw user_error(place.empty() ? where : where + ": " + place, expected, got, "get the bundle again or rebuild it");
 }
 
+void check_version(const Json& document, const std::string& what, int newest, const std::string& where) {
+    if (!document.is_object() || !document.contains("schema")) {
+        return;
+    }
+    const Json& version = document.at("schema");
+    if (!version.is_number_integer() || version <= newest) {
+        return;
+    }
+    const std::string writer = document.contains("dexport") ? "dexport " + shown_value(document.at("dexport"), 40) : "";
+    throw user_error(where, what + " schema " + std::to_string(newest) + " or older",
+                     "schema " + shown_value(version) + (writer.empty() ? "" : ", written by " + writer),
+                     "install " + (writer.empty() ? "a newer dexport" : writer + " or newer") + " to read it");
+}
+
 }  // namespace dexport

@@ -45,4 +45,9 @@ private:
     std::map<std::string, Pattern, std::less<>> patterns_;
 };
 
+/// Refuses a document of a newer schema, whose rules are not known here; `what` it describes: "bundle".
+///
+/// Throws a user error that names the dexport that wrote it, if the document does.
+void check_version(const Json& document, const std::string& what, int newest, const std::string& where);
+
 }  // namespace dexport

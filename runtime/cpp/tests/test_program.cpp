@@ -34,6 +34,13 @@ TEST_CASE("refs, rows and coefficients have their forms") {
     CHECK(program.parameters[0].second == 7.5);
 }
 
+TEST_CASE("a newer schema needs a newer dexport") {
+    Json document = sample_program();
+    document["schema"] = 2;
+    CHECK(refusal_of([&] { static_cast<void>(program_from_json(document.dump(), "p.json")); }) ==
+          "p.json: expected program schema 1 or older, got schema 2; install a newer dexport to read it");
+}
+
 TEST_CASE("what the schema does not allow is refused with its place") {
     Json document = sample_program();
     document["begin"][0]["op"] = "jump";
