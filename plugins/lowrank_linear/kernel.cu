@@ -29,8 +29,10 @@ Workspace divide(const DexportLowrankLinear& given) {
     return {scales, narrow, narrow + aligned(2 * rows * static_cast<size_t>(given.rank))};
 }
 
-bool is_block(int block) {
-    return block == 0 || block == group;
+bool blocks_fit(const DexportLowrankLinear& given) {
+    const int groups = given.inputs / group, scales = given.activation_block == 0 ? 1 : groups;
+    return (given.activation_block == 0 || given.activation_block == group) &&
+           (given.activation_scales == 0 || given.activation_scales == scales) && (given.weight_scales == 1 || given.weight_scales == groups);
 }
 
 // The code for what is wrong with the numbers of a request, as launcher.h lists them.
@@ -48,7 +50,7 @@ int check_numbers(const DexportLowrankLinear& given) {
     if ((given.type != 0 && given.type != 1) || (given.activation_bits != 4 && given.activation_bits != 8)) {
         return -3;
     }
-    return is_block(given.activation_block) && is_block(given.weight_block) ? 0 : -4;
+    return blocks_fit(given) ? 0 : -4;
 }
 
 bool is_aligned(const void* pointer) {
@@ -66,7 +68,7 @@ int check(const DexportLowrankLinear& given) {
     const bool branch = given.rank == 0 || (is_given(given.down) && is_given(given.up));
     const bool gate = given.gate == nullptr ? given.residual == nullptr : is_aligned(given.gate) && is_given(given.residual);
     if (!is_given(given.x) || !is_given(given.weight) || !is_given(given.weight_scale) || !branch || !is_aligned(given.bias) || !gate ||
-        !is_aligned(given.activation_scale) || !is_given(given.y) || !is_given(given.workspace)) {
+        (given.activation_scale == nullptr) != (given.activation_scales == 0) || !is_aligned(given.activation_scale) || !is_given(given.y) || !is_given(given.workspace)) {
         return -1;
     }
     return given.gate == nullptr || (given.rows_of_gate > 0 && given.rows % given.rows_of_gate == 0) ? 0 : -6;
@@ -98,9 +100,9 @@ int start_multiply(const DexportLowrankLinear& given, const Workspace& parts, vo
         static_cast<const uint16_t*>(given.weight_scale), at<unsigned char>(given.workspace, parts.narrow),
         static_cast<const unsigned char*>(given.up), static_cast<const uint32_t*>(given.bias), static_cast<const uint32_t*>(given.gate),
         static_cast<const uint32_t*>(given.residual), static_cast<uint32_t*>(given.y), given.rows, given.inputs, given.outputs, given.rank,
-        scale_pitch(given), given.rows_of_gate, given.activation_block, given.weight_block, given.gelu};
+        scale_pitch(given), given.rows_of_gate, given.activation_block, given.weight_scales - 1, given.gelu};
     const dim3 grid(tiles(given.rows, tile_rows), tiles(given.outputs, tile_outputs));
-    const bool grouped = given.activation_block != 0 || given.weight_block != 0;
+    const bool grouped = given.activation_block != 0 || given.weight_scales != 1;
     const auto kernel = grouped ? multiply<T, bits, true, product> : multiply<T, bits, false, product>;
     return launch(kernel, grid, multiply_threads, size_t{Stage<bits>::bytes} * Stage<bits>::count, stream, arguments);
 }

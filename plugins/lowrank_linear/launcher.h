@@ -14,19 +14,20 @@ extern "C" {
 typedef struct DexportLowrankLinear {
     const void* x;                /* [rows, inputs], 16 bits */
     const void* weight;           /* [outputs, inputs / 2], two codes in a byte */
-    const void* weight_scale;     /* [1 or inputs / 64, outputs], 16 bits */
+    const void* weight_scale;     /* [weight_scales, outputs], 16 bits */
     const void* down;             /* [rank, inputs], 16 bits; NULL if rank is 0 */
     const void* up;               /* [outputs, rank], 16 bits; NULL if rank is 0 */
     const void* bias;             /* [outputs], 16 bits; NULL: 0 */
     const void* gate;             /* [rows / rows_of_gate, outputs], 16 bits; NULL: none */
     const void* residual;         /* [rows, outputs], 16 bits; NULL without a gate; may be y */
-    const void* activation_scale; /* [1], or [inputs / 64] if activation_block is 64, 16 bits; NULL: dynamic */
+    const void* activation_scale; /* [activation_scales], 16 bits; NULL: dynamic */
     void* y;                      /* [rows, outputs], 16 bits */
     void* workspace;              /* as many bytes as dexport_lowrank_linear_workspace says */
     int32_t type;                 /* of everything in 16 bits: 0 float16, 1 bfloat16 */
     int32_t activation_bits;      /* 4 or 8 */
     int32_t activation_block;     /* 0: a scale for each row; 64: one for each row and 64 inputs */
-    int32_t weight_block;         /* 0: a scale for each output; 64: one for each output and 64 inputs */
+    int32_t weight_scales;        /* of an output: 1, or inputs / 64 for one of each 64 inputs */
+    int32_t activation_scales;    /* 0: dynamic; else 1, or inputs / 64 if activation_block is 64 */
     int32_t rows;                 /* 0 does nothing */
     int32_t inputs;               /* a multiple of 64 */
     int32_t outputs;              /* a multiple of 8 */
@@ -38,7 +39,7 @@ typedef struct DexportLowrankLinear {
 
 /* Queues the two kernels on a cudaStream_t. 0; an error of CUDA (positive); or, with nothing queued,
  * -1 a pointer that is needed is NULL, or one is misaligned, or gate and residual are not both there, -2 a size that the kernels do not
- * have, -3 a type or a number of bits, -4 a block, -5 a size below 0 or too large, -6 a gate whose rows do not divide `rows`. */
+ * have, -3 a type or a number of bits, -4 a block or a number of scales, -5 a size below 0 or too large, -6 a gate whose rows do not divide `rows`. */
 int dexport_lowrank_linear(const DexportLowrankLinear* request, void* stream);
 
 /* How many bytes of workspace a request needs: codes, their scales and x D^T in this order, each aligned to 256 bytes. Reads numbers only.

@@ -6,11 +6,14 @@ import ctypes
 
 import torch
 
+from dexport.plugins.lowrank_linear.shapes import check_shapes
+
 TYPES = {torch.float16: 0, torch.bfloat16: 1}
 """Of x and of everything else in 16 bits, as launcher.h numbers them."""
 
 _TENSORS = ("x", "weight", "weight_scale", "down", "up", "bias", "gate", "residual", "activation_scale", "y")
-_NUMBERS = ("type", "activation_bits", "activation_block", "weight_block", "rows", "inputs", "outputs", "rank", "gelu", "rows_of_gate")
+_SCALES = ("activation_block", "weight_scales", "activation_scales")
+_SIZES = ("rows", "inputs", "outputs", "rank")
 
 
 class Request(ctypes.Structure):
@@ -18,7 +21,7 @@ class Request(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (*_TENSORS, "workspace")),
-        *((name, ctypes.c_int32) for name in (*_NUMBERS, "product")),
+        *((name, ctypes.c_int32) for name in ("type", "activation_bits", *_SCALES, *_SIZES, "gelu", "rows_of_gate", "product")),
     ]
 
 
@@ -41,8 +44,11 @@ def request(
     """What a launcher takes, but for the workspace: its size is asked with this. The tensors have to outlive the kernels.
 
     Raises:
-        ValueError: a tensor that is not contiguous or of another dtype than the kernels take.
+        ValueError: a tensor of another shape (shapes.py) or dtype than the kernels take, or one that is not contiguous.
     """
+    check_shapes(x, weight, weight_scale, down, up, bias, gate, residual, activation_scale, activation_block)
+    if y.shape != (wanted := (*x.shape[:-1], weight.shape[0])):
+        raise ValueError(f"y has to be {list(wanted)}, not {list(y.shape)}")
     tensors = (x, weight, weight_scale, down, up, bias, gate, residual, activation_scale, y)
     for name, tensor in zip(_TENSORS, tensors, strict=True):
         dtype = torch.uint8 if name == "weight" else x.dtype
@@ -51,7 +57,8 @@ def request(
     if x.dtype not in TYPES:
         raise ValueError(f"x has to be float16 or bfloat16, not {x.dtype}")
     outputs, inputs, rows = weight.shape[0], x.shape[-1], x.shape[:-1].numel()
-    bits, weight_block = {"int4": 4, "int8": 8}[activation_format], 64 if weight_scale.shape[0] > 1 else 0
-    rows_of_gate = 0 if gate is None else rows * outputs // gate.numel()
-    numbers = (TYPES[x.dtype], bits, activation_block, weight_block, rows, inputs, outputs, down.shape[0], int(gelu), rows_of_gate)
+    bits, rank = {"int4": 4, "int8": 8}[activation_format], down.shape[0]
+    scales = (activation_block, weight_scale.shape[0], 0 if activation_scale is None else len(activation_scale))
+    rows_of_gate = 0 if gate is None else rows // max(gate.shape[:-1].numel(), 1)
+    numbers = (TYPES[x.dtype], bits, *scales, rows, inputs, outputs, rank, int(gelu), rows_of_gate)
     return Request(*(None if tensor is None else tensor.data_ptr() for tensor in tensors), None, *numbers, product)

@@ -19,7 +19,7 @@ Notation: B... any leading axes, N tokens, I inputs, O outputs, R rank.
     down, up          D [R, I] and U [O, R], dtype of x; R may be 0
     bias              [O] or None
     gate, residual    broadcast to y, [O] or [B..., 1, O], and [B..., N, O]; both or none
-    activation_scale  None: dynamic. [1]: one for all of x; [I/64]: one for each group. A row of a table of steps, chosen outside.
+    activation_scale  None: dynamic. [1]: one for all of x; [I/64], with groups: one for each. A row of a table of steps, chosen outside.
     activation_format "int4" or "int8"
     activation_block  0: one dynamic scale for each token; 64: one for each token and group of 64 inputs
 """
@@ -34,6 +34,7 @@ from torch.nn import functional
 from dexport.plugins.activations import dynamic_scale
 from dexport.plugins.formats import format_of
 from dexport.plugins.lowrank_linear.packing import unpacked_codes
+from dexport.plugins.lowrank_linear.shapes import check_shapes
 
 
 def activation_codes(
@@ -60,7 +61,12 @@ def lowrank_linear_reference(
     activation_block: int,
     gelu: bool,
 ) -> torch.Tensor:
-    """The meaning, [B..., N, O] in the dtype of x."""
+    """The meaning, [B..., N, O] in the dtype of x.
+
+    Raises:
+        ValueError: a tensor of another shape (shapes.py).
+    """
+    check_shapes(x, weight, weight_scale, down, up, bias, gate, residual, activation_scale, activation_block)
     wide = torch.promote_types(x.dtype, torch.float32)
     codes, scale = activation_codes(x, activation_scale, activation_format, activation_block)
     rounded = (codes.to(wide) * scale.to(wide)).flatten(-2)
