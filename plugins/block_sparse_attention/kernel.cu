@@ -378,6 +378,10 @@ int check(const DexportBlockSparseAttention& given) {
         given.key_block > most_tokens || given.query_block > most_tokens) {
         return -4;
     }
+    // The kernel counts the tiles of a list in 32 bits.
+    if (given.counts != nullptr && int64_t{given.list_length} * (given.key_block / tile_keys) > INT32_MAX) {
+        return -5;
+    }
     if (!aligned(given.query) || !aligned(given.out) || (given.key_tokens > 0 && (!aligned(given.key) || !aligned(given.value))) ||
         (given.counts == nullptr) != (given.indices == nullptr)) {
         return -1;

@@ -35,7 +35,8 @@ typedef struct DexportBlockSparseAttention {
 
 /* Queues the kernel on a cudaStream_t. 0; an error of CUDA (positive); or, with nothing queued,
  * -1 a pointer that is needed is NULL or misaligned, -2 a head size, -3 a type, -4 a block size that the kernel does not have,
- * -5 a size below 0 or too large, -6 lists or biases that do not broadcast to batch and heads. */
+ * -5 a size below 0 or too large, or lists with room for 2^31 tiles of 64 keys, -6 lists or biases that do not broadcast to batch and
+ * heads. */
 int dexport_block_sparse_attention(const DexportBlockSparseAttention* request, void* stream);
 
 #ifdef __cplusplus

@@ -5,6 +5,7 @@
 #include "tensorrt_plugin.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "launcher.h"
 
@@ -42,7 +43,9 @@ struct BlockSparseAttention {
 
     static bool valid(const Attributes& a) {
         const auto flag = [](int32_t value) { return value == 0 || value == 1; };
-        return a.query_block > 0 && a.query_block % 64 == 0 && a.key_block > 0 && a.key_block % 64 == 0 && flag(a.lists) && flag(a.modes) &&
+        const auto block = [](int32_t size) { return size > 0 && size % 64 == 0; };
+        // A node without a factor has 0, which would weigh all keys alike.
+        return std::isfinite(a.factor) && a.factor != 0 && block(a.query_block) && block(a.key_block) && flag(a.lists) && flag(a.modes) &&
                flag(a.bias) && flag(a.lse);
     }
 

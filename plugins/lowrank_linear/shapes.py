@@ -1,4 +1,4 @@
-"""Which shapes the tensors of `lowrank_linear` have to have: the kernels read as many numbers as these say, so others must not get there."""
+"""Which shapes the tensors of `lowrank_linear` have to have: the kernels read as many numbers as these say."""
 
 from __future__ import annotations
 

@@ -125,17 +125,18 @@ extern "C" int attend_by_plugin(const DexportBlockSparseAttention* request, void
 }
 
 // Whether the creator refuses a node with these attributes.
-extern "C" int refuses(int query_block, int lists, const char* unknown) {
+extern "C" int refuses(float factor, int query_block, int lists, const char* unknown) {
     int32_t count = 0;
     auto& creator = static_cast<nvinfer1::IPluginCreatorV3One&>(*getCreators(count)[0]);
     using Type = nvinfer1::PluginFieldType;
     const int32_t key_block = 64;
     const nvinfer1::PluginField fields[] = {
+        {"factor", &factor, Type::kFLOAT32, 1},
         {"query_block", &query_block, Type::kINT32, 1},
         {"key_block", &key_block, Type::kINT32, 1},
         {"lists", &lists, Type::kINT32, 1},
         {unknown, &key_block, Type::kINT32, 1},
     };
-    const nvinfer1::PluginFieldCollection given = {unknown == nullptr ? 3 : 4, fields};
+    const nvinfer1::PluginFieldCollection given = {unknown == nullptr ? 4 : 5, fields};
     return std::unique_ptr<nvinfer1::IPluginV3>(creator.createPlugin("node", &given, nvinfer1::TensorRTPhase::kBUILD)) == nullptr;
 }

@@ -77,6 +77,7 @@ WRONG: dict[str, tuple[int, dict[str, Any]]] = {
     "key block": (-4, {"key_block": 0}),
     "negative size": (-5, {"key_tokens": -1}),
     "heads": (-5, {"heads": 70000}),
+    "lists whose tiles cannot be counted": (-5, {"counts": 1 << 20, "indices": 1 << 20, "list_length": 1 << 30, "key_block": 128}),
     "lists": (-6, {"counts": 1 << 20, "indices": 1 << 20, "list_heads": 2}),
     "biases": (-6, {"key_bias": 1 << 20, "bias_batch": 3}),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -33,5 +34,6 @@ def test_all_inputs_at_once_and_no_lse(plugin: KernelLibrary) -> None:
 
 
 def test_refuses_nodes_with_wrong_attributes(plugin: KernelLibrary) -> None:
-    assert not plugin.call("refuses", 128, 1, None)
-    assert plugin.call("refuses", 100, 1, None) and plugin.call("refuses", 128, 2, None) and plugin.call("refuses", 128, 1, "block")
+    assert not plugin.call("refuses", 0.5, 128, 1, None)
+    for wrong in ((0.5, 100, 1, None), (0.5, 128, 2, None), (0.5, 128, 1, "block"), (0.0, 128, 1, None), (math.inf, 128, 1, None)):
+        assert plugin.call("refuses", *wrong)
