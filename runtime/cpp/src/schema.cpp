@@ -312,8 +312,9 @@ void Schema::check(const Json& document, const std::string& where) const {
         place += (place.empty() ? "" : ".") + shown(part, 60);
     }
     if (rule == "required") {
-        const auto missing =
-            std::find_if(value->begin(), value->end(), [&](const Json& key) { return !instance.contains(key.get<std::string>()); });
+        const auto missing = std::find_if(value->begin(), value->end(), [&object = instance](const Json& key) {
+            return !object.contains(key.get<std::string>());
+        });
         expected = "the key " + repr(missing->get<std::string>());
         got = "none";
     } else if (rule == "additionalProperties") {
