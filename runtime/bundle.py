@@ -5,7 +5,6 @@ otherwise, the sha256 it gives, and scans ONNX files. Machine code is handed out
 A `Bundle` keeps no file open: whoever replaces or edits a bundle in use is noticed at the next access.
 """
 
-import errno
 import hashlib
 import io
 import mmap
@@ -24,6 +23,7 @@ import numpy as np
 
 from dexport.errors import Failure, UserError
 from dexport.runtime.archive import Extent, identity_of, list_archive, list_folder
+from dexport.runtime.disk import is_full
 from dexport.runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, manifest_from_json
 from dexport.runtime.onnx_scan import scan_onnx
 from dexport.runtime.strict_json import shown
@@ -126,7 +126,7 @@ class Bundle:
                 part.unlink(missing_ok=True)
         except OSError as error:
             free = shutil.disk_usage(_existing(folder)).free
-            got = f"{free} bytes free" if error.errno == errno.ENOSPC else f"{error.strerror}"
+            got = f"{free} bytes free" if is_full(error) else f"{error.strerror}"
             fix = "free some space or set DEXPORT_CACHE_DIR to another folder"
             raise Failure(str(folder), expected=f"room to unpack {extent.bytes} bytes of {relative}", got=got, fix=fix) from error
 

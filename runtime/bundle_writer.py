@@ -33,6 +33,7 @@ from types import TracebackType
 from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.archive import ALIGNMENT, list_folder
 from dexport.runtime.bundle import Bundle, open_bundle
+from dexport.runtime.disk import disk_full, is_full
 from dexport.runtime.manifest import MANIFEST_NAME, FileEntry, Manifest, manifest_to_json
 from dexport.runtime.trust import default_trust_file, trust
 
@@ -79,7 +80,7 @@ class BundleWriter:
         free = shutil.disk_usage(self._temporary).free
         if free < needed_bytes:
             self._remove()
-            raise _disk_full(self.out, f"{needed_bytes} bytes free", f"{free}")
+            raise disk_full(self.out, f"{needed_bytes} bytes free", f"{free}")
 
     def __enter__(self) -> "BundleWriter":
         return self
@@ -87,13 +88,13 @@ class BundleWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Removes what is not finished; turns a full disk into Failure, whatever a compiler made of it."""
         free = shutil.disk_usage(self._temporary).free
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = is_full(error)
         full |= isinstance(error, Exception) and not isinstance(error, DexportError) and free < _NO_SPACE_BYTES
         written = sum(path.lstat().st_size for path in self._temporary.rglob("*")) if full else 0
         self._remove()
         if full:
             needed = max(self._needed_bytes, written + free + 1)
-            raise _disk_full(self.out, f"space for {needed} bytes or more", f"{free} bytes free after writing {written}") from error
+            raise disk_full(self.out, f"space for {needed} bytes or more", f"{free} bytes free after writing {written}") from error
 
     def opened(self, manifest: Manifest) -> Bundle:
         """What has been written so far as a bundle to try out before it is finished; its machine code is trusted."""
@@ -234,7 +235,7 @@ def _check_space_to_pack(directory: Path, out: Path) -> None:
     needed = max(sizes, default=0) + ALIGNMENT * (len(sizes) + 1)
     free = shutil.disk_usage(directory).free
     if free < needed:
-        raise _disk_full(out, f"{needed} bytes free to pack the largest file", f"{free}")
+        raise disk_full(out, f"{needed} bytes free to pack the largest file", f"{free}")
 
 
 def _pack(directory: Path, manifest: Manifest, archive: Path) -> None:
@@ -296,7 +297,3 @@ def _exchange(source: Path, out: Path) -> None:
         reason = os.strerror(ctypes.get_errno()) if rename else "no renameat2 in this system's C library"
         fix = "remove the old bundle first, or write a .dxb"
         raise Failure(str(out), expected="a file system that can swap two folders", got=reason, fix=fix)
-
-
-def _disk_full(out: Path, expected: str, got: str) -> Failure:
-    return Failure(str(out), expected=expected, got=got, fix="free some space or write to another disk with -o")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dexport.errors import Failure, UserError
+from dexport.errors import UserError
+from dexport.runtime.disk import disk_full, is_full
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -127,9 +127,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield part
         os.replace(part, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fix = "free some space or write to another disk with -o"
-            raise Failure(str(path), expected="space for the result", got="a full disk", fix=fix) from error
+        if is_full(error):
+            raise disk_full(path, "space for the result", "a full disk") from error
         got, fix = error.strerror or str(error), "check permissions or write somewhere else with -o"
         raise UserError(str(path), expected="a file that can be written", got=got, fix=fix) from error
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import importlib.util
 import json
 import shutil
@@ -20,6 +19,7 @@ from dexport.runtime.builders.builder import Builder
 from dexport.runtime.bundle import Bundle, open_bundle
 from dexport.runtime.bundle_writer import BundleWriter, copy_file
 from dexport.runtime.device import Device, free_memory, this_device
+from dexport.runtime.disk import disk_full, is_full
 from dexport.runtime.engines import Engine, variant_for
 from dexport.runtime.finalize.output import check_place
 from dexport.runtime.finalize.prebuilt import take
@@ -154,7 +154,10 @@ class _Run:
         disk = shutil.disk_usage(self.work.path).free
         wanted = sum(task.bytes for task in self.tasks.values()) + sum(task.bytes for task in todo)  # engines, and the bundle of them
         if disk < wanted:
-            raise _disk_full(self.work.path, f"{wanted} bytes free to build {len(todo)} engines", disk)
+            raise self._no_room(f"{wanted} bytes free to build {len(todo)} engines", disk)
+
+    def _no_room(self, expected: str, free: int) -> Failure:
+        return disk_full(self.work.path, expected, f"{free} bytes free", "and run it again: finished engines are kept")
 
     def warn(self, text: str) -> None:
         """Tells the user now, and again at the end."""
@@ -169,8 +172,8 @@ class _Run:
                 trust(self._code(made, task), default_trust_file())
             return made
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _disk_full(self.work.path, f"room for the engine {task.name}", shutil.disk_usage(self.work.path).free) from error
+            if is_full(error):
+                raise self._no_room(f"room for the engine {task.name}", shutil.disk_usage(self.work.path).free) from error
             raise Failure(str(self.work.path), expected=f"to build {task.name} there", got=str(error), fix="check the disk") from error
 
     def _compile(self, task: Task, folder: Path) -> dict[str, Any]:
@@ -179,7 +182,7 @@ class _Run:
         missing = [file for file in self._kept_files(task) if not (folder / file).exists()]
         free = shutil.disk_usage(folder).free
         if (usage.failed or missing) and free < _FULL_BYTES:
-            raise _disk_full(self.work.path, f"room for the engine {task.name}", free)
+            raise self._no_room(f"room for the engine {task.name}", free)
         if usage.failed or missing:
             got = f"{usage.failed or 'none'} after {usage.seconds:.0f} s: {last_words(folder / LOG)}"
             raise Failure(task.name, expected="an engine", got=got, fix=f"read {folder / LOG}; finished engines are kept")
@@ -314,8 +317,3 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _disk_full(folder: Path, expected: str, free: int) -> Failure:
-    fix = "free some space and run it again: finished engines are kept"
-    return Failure(str(folder), expected=expected, got=f"{free} bytes free", fix=fix)

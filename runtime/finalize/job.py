@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import json
 import os
@@ -34,6 +33,7 @@ from typing import Any, BinaryIO, Literal, get_args
 from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.bundle import open_bundle
 from dexport.runtime.device import this_device
+from dexport.runtime.disk import disk_full, is_full
 from dexport.runtime.engines import compile_cache
 from dexport.runtime.finalize.task import builder_for
 from dexport.runtime.strict_json import shown
@@ -102,7 +102,7 @@ class Job:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
             if free < size - offset:
-                raise _disk_full(self.folder, size - offset, free)
+                raise self._no_room(size - offset, free)
             descriptor = os.open(self._part, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
                 while chunk := source.read1(_CHUNK_BYTES):  # type: ignore[attr-defined]
@@ -114,11 +114,14 @@ class Job:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _disk_full(self.folder, size - offset, shutil.disk_usage(self.folder).free) from error
+            if is_full(error):
+                raise self._no_room(size - offset, shutil.disk_usage(self.folder).free) from error
             raise
         if self._part.stat().st_size >= size:
             self._accept()
+
+    def _no_room(self, needed: int, free: int) -> Failure:
+        return disk_full(self.folder, f"{needed} bytes free for the kit", f"{free}", "there and run it again: what has arrived is kept")
 
     def _accept(self) -> None:
         """Checks every byte of the kit, whose own manifest says what they must be, and that it is the kit of this folder."""
@@ -322,8 +325,3 @@ def status_from_json(data: bytes) -> Status:
     if status.stage == "done" and not status.result:
         raise ValueError("done without a result")
     return dataclasses.replace(status, dexport=shown(status.dexport), line=shown(status.line, _MOST_ERROR))
-
-
-def _disk_full(folder: Path, needed: int, free: int) -> Failure:
-    fix = "free some space there and run it again: what has arrived is kept"
-    return Failure(str(folder), expected=f"{needed} bytes free for the kit", got=f"{free}", fix=fix)
