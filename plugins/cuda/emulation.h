@@ -28,7 +28,7 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
-inline dim3 threadIdx, blockIdx, gridDim, blockDim;
+inline dim3 threadIdx, blockIdx;
 
 namespace dexport::emulation {
 
@@ -273,8 +273,6 @@ int launch(void (*kernel)(Arguments), dim3 grid, int threads, size_t shared_byte
     if (emulation::seed != 0) {
         std::shuffle(blocks.begin(), blocks.end(), random);
     }
-    gridDim = grid;
-    blockDim = dim3(static_cast<unsigned>(threads));
     emulation::Block block(threads, shared_bytes);
     const std::function<void()> thread = [&] { kernel(arguments); };
     for (const unsigned index : blocks) {

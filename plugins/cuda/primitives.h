@@ -6,7 +6,7 @@
 //
 // The emulation runs every thread of a block as a fiber, in an order that a seed chooses. It shows:
 //   - wrong fragment layouts: mma and ldmatrix distribute registers over lanes as the PTX ISA documents
-//   - missing sync_block and sync_warp: one warp runs as far ahead of the others as the barriers let it, another one with each seed
+//   - missing sync_block: one warp runs as far ahead of the others as the barriers let it, another one with each seed
 //   - missing cp_async_wait: what is copied arrives at the wait, and until then its destination holds NaN
 //   - reading shared memory that was never written: it starts as NaN; writing outside of it: guards around it are checked
 //   - lanes of a warp that meet at different collectives, barriers that some threads never reach, misaligned copies and rows

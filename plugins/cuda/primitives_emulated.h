@@ -147,11 +147,11 @@ struct Rows {
     const unsigned char* row;
 };
 
-template <int matrices, bool transposed>
+template <bool transposed>
 void load_matrices(void* const* lanes) {
     const auto lane = [&](int i) -> const Rows& { return *static_cast<const Rows*>(lanes[i]); };
     for (int i = 0; i < warp_size; ++i) {
-        for (int matrix = 0; matrix < matrices; ++matrix) {
+        for (int matrix = 0; matrix < 4; ++matrix) {
             uint16_t both[2];
             for (int e = 0; e < 2; ++e) {
                 const int row = transposed ? 2 * (i % 4) + e : i / 4, column = transposed ? i / 4 : 2 * (i % 4) + e;
@@ -162,15 +162,14 @@ void load_matrices(void* const* lanes) {
     }
 }
 
-template <int matrices, bool transposed>
-void ldmatrix(uint32_t (&registers)[matrices], const void* row) {
+template <bool transposed>
+void ldmatrix(uint32_t (&registers)[4], const void* row) {
     Block& block = *Block::running;
-    // Addresses of lanes that name no row are ignored.
-    if (block.lane() < 8 * matrices && (!block.holds(row, 16) || reinterpret_cast<uintptr_t>(row) % 16 != 0)) {
+    if (!block.holds(row, 16) || reinterpret_cast<uintptr_t>(row) % 16 != 0) {
         block.fail("ldmatrix of a row outside of shared memory or not aligned to 16 bytes");
     }
     Rows mine{registers, static_cast<const unsigned char*>(row)};
-    block.meet_warp(transposed ? "ldmatrix.trans" : "ldmatrix", &mine, load_matrices<matrices, transposed>);
+    block.meet_warp(transposed ? "ldmatrix.trans" : "ldmatrix", &mine, load_matrices<transposed>);
 }
 
 template <class T>
@@ -202,16 +201,10 @@ inline void mma_m16n8k64_s4(int32_t (&sums)[4], const uint32_t (&a)[4], const ui
 }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
-    emulation::ldmatrix<4, false>(r, row);
+    emulation::ldmatrix<false>(r, row);
 }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
-    emulation::ldmatrix<4, true>(r, row);
-}
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
-    emulation::ldmatrix<2, false>(r, row);
-}
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
-    emulation::ldmatrix<2, true>(r, row);
+    emulation::ldmatrix<true>(r, row);
 }
 
 inline void cp_async_16(void* to_shared, const void* source, int valid_bytes) {
@@ -250,9 +243,6 @@ T shuffle_xor(T value, int mask) {
 
 inline void sync_block() {
     emulation::Block::running->meet_block();
-}
-inline void sync_warp() {
-    emulation::Block::running->meet_warp("sync_warp", nullptr, [](void* const*) {});
 }
 
 inline unsigned char* shared_memory() {

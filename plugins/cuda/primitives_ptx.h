@@ -99,17 +99,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                  : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
 // Copies 16 bytes to shared memory, both aligned to 16; of the source only `valid_bytes` are read, the rest becomes 0.
 __device__ __forceinline__ void cp_async_16(void* to_shared, const void* source, int valid_bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to_shared)), "l"(source), "r"(valid_bytes)
@@ -135,9 +124,6 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
 
 __device__ __forceinline__ void sync_block() {
     __syncthreads();
-}
-__device__ __forceinline__ void sync_warp() {
-    __syncwarp();
 }
 
 // The block's dynamic shared memory, aligned to 128 bytes.

@@ -47,7 +47,6 @@ struct Span {
 // Of one call of enqueue.
 struct Tensors {
     Span<const nvinfer1::PluginTensorDesc> input_forms;
-    const nvinfer1::PluginTensorDesc* output_forms;
     const void* const* inputs;
     void* const* outputs;
     void* workspace;
@@ -126,9 +125,9 @@ public:
         return Operation::shapes_fit(attributes_, Span<const nvinfer1::PluginTensorDesc>{in, inputs}) ? 0 : -1;
     }
 
-    int32_t enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::PluginTensorDesc* out, const void* const* inputs,
+    int32_t enqueue(const nvinfer1::PluginTensorDesc* in, const nvinfer1::PluginTensorDesc* /*out*/, const void* const* inputs,
                     void* const* outputs, void* workspace, cudaStream_t stream) noexcept override {
-        return Operation::enqueue(attributes_, Tensors{{in, inputs_}, out, inputs, outputs, workspace}, stream);
+        return Operation::enqueue(attributes_, Tensors{{in, inputs_}, inputs, outputs, workspace}, stream);
     }
 
     nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* /*context*/) noexcept override { return clone(); }

@@ -41,7 +41,7 @@ __global__ void multiply(const Arguments given) {
 }
 
 // Four matrices of 8 x 8 numbers of 16 bits, one below the other, by way of shared memory.
-template <bool transposed, int matrices>
+template <bool transposed>
 __global__ void load(const Arguments given) {
     const int lane = static_cast<int>(threadIdx.x);
     unsigned char* const shared = dexport::shared_memory();
@@ -49,19 +49,14 @@ __global__ void load(const Arguments given) {
     dexport::cp_async_commit();
     dexport::cp_async_wait<0>();
     dexport::sync_block();
-    uint32_t r[matrices];
-    const unsigned char* const row = shared + 16 * (lane % (8 * matrices));
-    if constexpr (matrices == 4 && transposed) {
-        dexport::ldmatrix_x4_trans(r, row);
-    } else if constexpr (matrices == 4) {
-        dexport::ldmatrix_x4(r, row);
-    } else if constexpr (transposed) {
-        dexport::ldmatrix_x2_trans(r, row);
+    uint32_t r[4];
+    if constexpr (transposed) {
+        dexport::ldmatrix_x4_trans(r, shared + 16 * lane);
     } else {
-        dexport::ldmatrix_x2(r, row);
+        dexport::ldmatrix_x4(r, shared + 16 * lane);
     }
-    for (int i = 0; i < matrices; ++i) {
-        static_cast<uint32_t*>(given.out)[matrices * lane + i] = r[i];
+    for (int i = 0; i < 4; ++i) {
+        static_cast<uint32_t*>(given.out)[4 * lane + i] = r[i];
     }
 }
 
@@ -94,10 +89,12 @@ __global__ void convert(const Arguments given) {
     out[4 * lane + 3] = sum;
 }
 
+constexpr int threads = 96;
+
 // Every thread reads what its neighbour in the next warp wrote. Mistakes: 1 no barrier, 2 a barrier that some do not reach, 3 no wait, 4
 // writes too far, 5 lanes at different collectives, 6 an address that is not aligned, 7 reads what nobody wrote.
 __global__ void pass_on(const Arguments given) {
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const int thread = static_cast<int>(threadIdx.x);
     auto* const shared = reinterpret_cast<float*>(dexport::shared_memory());
     const int mistake = given.number;
     dexport::cp_async_16(shared + 4 * thread + (mistake == 6 ? 1 : 0), given.a + 4 * thread, 16);
@@ -109,7 +106,8 @@ __global__ void pass_on(const Arguments given) {
         shared[4 * threads + thread] = 0;
     }
     if (mistake == 5) {
-        thread % 2 == 0 ? dexport::sync_warp() : static_cast<void>(dexport::shuffle_xor(1, 1));
+        uint32_t r[4];
+        thread % 2 == 0 ? dexport::ldmatrix_x4(r, dexport::shared_memory()) : static_cast<void>(dexport::shuffle_xor(1, 1));
     }
     if (mistake != 1 && (mistake != 2 || thread < 32)) {
         dexport::sync_block();
@@ -141,16 +139,10 @@ int multiply_s4(const void* a, const void* b, void* out) {
     return start(multiply<int32_t, 3>, 1, 32, 0, a, b, out, 0);
 }
 int load_x4(const void* a, void* out) {
-    return start(load<false, 4>, 1, 32, 512, a, nullptr, out, 0);
+    return start(load<false>, 1, 32, 512, a, nullptr, out, 0);
 }
 int load_x4_trans(const void* a, void* out) {
-    return start(load<true, 4>, 1, 32, 512, a, nullptr, out, 0);
-}
-int load_x2(const void* a, void* out) {
-    return start(load<false, 2>, 1, 32, 512, a, nullptr, out, 0);
-}
-int load_x2_trans(const void* a, void* out) {
-    return start(load<true, 2>, 1, 32, 512, a, nullptr, out, 0);
+    return start(load<true>, 1, 32, 512, a, nullptr, out, 0);
 }
 int copy_bytes(const void* a, void* out, int bytes) {
     return start(copy, 1, 32, 512, a, nullptr, out, bytes);
@@ -161,11 +153,11 @@ int convert_f16(const void* a, void* out, int blocks) {
 int convert_bf16(const void* a, void* out, int blocks) {
     return start(convert<BFloat16>, static_cast<unsigned>(blocks), 32, 0, a, nullptr, out, 0);
 }
-// 96 threads with 16 bytes each.
+// Threads with 16 bytes each.
 int pass_values_on(const void* a, void* out, int mistake) {
-    return start(pass_on, 1, 96, 1536, a, nullptr, out, mistake);
+    return start(pass_on, 1, threads, 16 * threads, a, nullptr, out, mistake);
 }
 int take_memory(const void* a, void* out, int bytes) {
-    return start(pass_on, 1, 96, static_cast<size_t>(bytes), a, nullptr, out, 0);
+    return start(pass_on, 1, threads, static_cast<size_t>(bytes), a, nullptr, out, 0);
 }
 }
