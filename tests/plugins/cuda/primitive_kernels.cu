@@ -89,7 +89,7 @@ __global__ void convert(const Arguments given) {
     out[4 * lane + 3] = sum;
 }
 
-constexpr int threads = 96;
+constexpr int passing = 96;
 
 // Every thread reads what its neighbour in the next warp wrote. Mistakes: 1 no barrier, 2 a barrier that some do not reach, 3 no wait, 4
 // writes too far, 5 lanes at different collectives, 6 an address that is not aligned, 7 reads what nobody wrote.
@@ -103,7 +103,7 @@ __global__ void pass_on(const Arguments given) {
         dexport::cp_async_wait<0>();
     }
     if (mistake == 4) {
-        shared[4 * threads + thread] = 0;
+        shared[4 * passing + thread] = 0;
     }
     if (mistake == 5) {
         uint32_t r[4];
@@ -112,7 +112,7 @@ __global__ void pass_on(const Arguments given) {
     if (mistake != 1 && (mistake != 2 || thread < 32)) {
         dexport::sync_block();
     }
-    const int other = mistake == 7 ? threads : (thread + 32) % threads;
+    const int other = mistake == 7 ? passing : (thread + 32) % passing;
     static_cast<float*>(given.out)[thread] = shared[4 * other];
     dexport::cp_async_wait<0>();
 }
@@ -155,9 +155,9 @@ int convert_bf16(const void* a, void* out, int blocks) {
 }
 // Threads with 16 bytes each.
 int pass_values_on(const void* a, void* out, int mistake) {
-    return start(pass_on, 1, threads, 16 * threads, a, nullptr, out, mistake);
+    return start(pass_on, 1, passing, 16 * passing, a, nullptr, out, mistake);
 }
 int take_memory(const void* a, void* out, int bytes) {
-    return start(pass_on, 1, threads, static_cast<size_t>(bytes), a, nullptr, out, 0);
+    return start(pass_on, 1, passing, static_cast<size_t>(bytes), a, nullptr, out, 0);
 }
 }
