@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from dexport.errors import UserError
 from dexport.runtime.bundle import Bundle, open_bundle
 from dexport.runtime.engines import Engine, open_engine
+from dexport.runtime.given import with_given
 from dexport.runtime.interpreter import run_program
 from dexport.runtime.manifest import ProgramEntry
 from dexport.runtime.noise import GivenNoise, Noise, PhiloxNoise, PicturesNoise, TorchNoise
@@ -110,6 +111,7 @@ class Pipeline:
         generator: Any = None,
         latents: Array | None = None,
         noise: Literal["torch", "philox"] = "torch",
+        buffers: Mapping[str, Array] | None = None,
         callback_on_step_end: StepCallback | None = None,
         output_type: Literal["pil", "np"] = "pil",
     ) -> Output:
@@ -120,10 +122,13 @@ class Pipeline:
                 gives one per picture. None draws one from the system.
             generator: instead of `seed`, a torch.Generator (its initial seed is used) or a list of them.
             latents: the initial noise itself [pictures, C, h, w], instead of a seed; only for samplers that draw no noise later.
+            buffers: inputs of the program by name, instead of what a prompt or label is turned into, such as token ids; or what is
+                computed of them before the first step, such as "prompt_embeds", which then is not computed. Rows of the
+                unconditional half go first.
             callback_on_step_end: called with this pipeline, step index, timestep and {"latents": a copy} after each model call.
 
         Raises:
-            UserError: steps, size or guidance that the bundle lacks (the error lists those present), or a wrong condition.
+            UserError: steps, size or guidance that the bundle lacks (the error lists those present), a wrong condition or buffer.
             Failure: an engine failed or gave NaN.
             Cancelled: `interrupt` was called.
         """
@@ -138,7 +143,9 @@ class Pipeline:
         scale = manifest.guidance.default if guidance_scale is None else guidance_scale
         entry, program = self._program(num_inference_steps, size, scale)
         parameters = {GUIDANCE_SCALE: scale}
-        asked = Asked(prompts, negatives, labels, parameters)
+        if buffers:
+            program = with_given(program, buffers)
+        asked = Asked(prompts, negatives, labels, parameters, buffers or {})
         request = request_buffers(manifest.text, manifest.requests, program, entry.guided, asked, pictures, self._tokens)
         seconds: dict[str, float] = {}
         components = {name: self._timed(name, size, seconds) for name in self.bundle.manifest.components}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from dexport.errors import UserError
 from dexport.runtime.manifest import JsonObject, RequestBuffer
 from dexport.runtime.program import Program
+from dexport.runtime.strict_json import shown
 from dexport.runtime.text import Tokens
 
 Array = npt.NDArray[Any]
@@ -19,12 +20,17 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """The conditions of one batch, one entry per picture; None where the user gave nothing."""
+    """The conditions of one batch, one entry per picture; None where the user gave nothing.
+
+    Attributes:
+        buffers: what the caller has filled, such as token ids.
+    """
 
     prompts: Sequence[str] | None
     negative_prompts: Sequence[str] | None
     class_labels: Sequence[int] | None
     parameters: Mapping[str, float]
+    buffers: Mapping[str, Array] = field(default_factory=dict)
 
 
 def request_buffers(
@@ -36,18 +42,19 @@ def request_buffers(
     batch: int,
     tokens: Callable[[str, Sequence[str]], Tokens],
 ) -> dict[str, Array]:
-    """The buffers that `program.request` names, unconditional rows first if the program is guided.
+    """The buffers that `program.request` names, unconditional rows first if the program is guided; `asked.buffers` go first.
 
     Args:
         texts, requests: of the manifest.
         tokens: (name of the text entry, prompts) -> token ids.
 
     Raises:
-        UserError: a prompt or a class label is missing, or given to a model that has none.
+        UserError: a prompt or a class label is missing, or given to a model that has none; a given buffer does not fit.
     """
-    _check(texts, requests, asked)
+    wanted_texts = [entry for entry in texts if _wants_prompt(entry, program, asked)]
+    _check(texts, wanted_texts, requests, asked)
     buffers: dict[str, Array] = {}
-    for entry in texts:
+    for entry in wanted_texts:
         prompts = list(asked.prompts or [""] * batch)
         if guided:
             prompts = list(asked.negative_prompts or [""] * batch) + prompts
@@ -56,10 +63,28 @@ def request_buffers(
         if entry["outputs"]["mask"] is not None:
             buffers[entry["outputs"]["mask"]] = encoded.mask
     for wanted in requests:
-        values = _values(wanted.source, wanted.parameter, wanted.negative, asked, guided, batch)
-        if wanted.buffer in program.request:
+        if wanted.buffer in program.request and wanted.buffer not in asked.buffers:
+            values = _values(wanted.source, wanted.parameter, wanted.negative, asked, guided, batch)
             buffers[wanted.buffer] = np.array(values, program.buffers[wanted.buffer].dtype)
+    buffers |= {name: _given(name, array, program, batch) for name, array in asked.buffers.items()}
     return {name: buffers[name].reshape(program.buffers[name].shape(batch)) for name in program.request}
+
+
+def _wants_prompt(text: JsonObject, program: Program, asked: Asked) -> bool:
+    """Whether token ids are made of a prompt: neither they nor what is computed of them was given."""
+    names = [name for name in (text["outputs"]["ids"], text["outputs"]["mask"]) if name is not None]
+    return not asked.buffers or any(name in program.request and name not in asked.buffers for name in names)
+
+
+def _given(name: str, array: Array, program: Program, batch: int) -> Array:
+    if name not in program.request:
+        expected = f"one of the inputs {', '.join(sorted(program.request))}"
+        raise UserError("buffers", expected=expected, got=f"'{shown(name)}'", fix="leave it out")
+    dtype, shape = program.buffers[name].dtype, program.buffers[name].shape(batch)
+    if (str(array.dtype), array.shape) != (dtype, shape):
+        got = f"{array.dtype} {list(array.shape)}"
+        raise UserError(f"request '{name}'", expected=f"{dtype} {list(shape)}", got=got, fix="give an array of that dtype and shape")
+    return array
 
 
 def _values(source: str, parameter: str | None, negative: float, asked: Asked, guided: bool, batch: int) -> list[float]:
@@ -74,12 +99,14 @@ def _values(source: str, parameter: str | None, negative: float, asked: Asked, g
             return [asked.parameters[parameter]] * batch * (2 if guided else 1)
 
 
-def _check(texts: Sequence[JsonObject], requests: Sequence[RequestBuffer], asked: Asked) -> None:
-    wants_class = any(r.source == "class" for r in requests)
-    if texts and asked.prompts is None:
+def _check(texts: Sequence[JsonObject], wanted_texts: Sequence[JsonObject], requests: Sequence[RequestBuffer], asked: Asked) -> None:
+    wants_class = any(r.source == "class" and r.buffer not in asked.buffers for r in requests)
+    if wanted_texts and asked.prompts is None:
         raise UserError("prompt", expected="a text", got="none", fix="give --prompt")
     if not texts and asked.prompts is not None:
         raise UserError("prompt", expected="none, as this model takes class labels", got="a text", fix="give --class-label instead")
+    if not wanted_texts and asked.prompts is not None:
+        raise UserError("prompt", expected="none, as buffers take its place", got="a text", fix="leave one of them out")
     if wants_class and asked.class_labels is None:
         raise UserError("class label", expected="a number", got="none", fix="give --class-label")
     if not wants_class and asked.class_labels is not None:

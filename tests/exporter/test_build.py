@@ -112,6 +112,17 @@ def test_a_bundle_gives_the_picture_of_diffusers(bundle: Pipeline, diffusers: Re
     assert psnr(_pictures(bundle, **request_), diffusers(**request_)) >= _EXACT
 
 
+def test_given_embeddings_take_the_place_of_the_text_encoder(bundle: Pipeline) -> None:
+    """Those of the text encoder itself, so that the picture is the same in every bit."""
+    encode = bundle._engines["text_encoder", (16, 16)] if bundle("x") else None
+    assert encode is not None
+    tokens = bundle._tokens(bundle.bundle.manifest.text[0]["name"], ["", PROMPT])
+    embeds = encode({"input_ids": tokens.ids, "attention_mask": tokens.mask})["prompt_embeds"]
+    given = bundle(buffers={"prompt_embeds": embeds, "attention_mask": tokens.mask}, seed=SEED, output_type="np")
+    assert isinstance(given.images, np.ndarray) and np.array_equal(given.images, _pictures(bundle))
+    assert "text_encoder" not in given.seconds and "denoiser" in given.seconds
+
+
 def test_every_part_of_a_request_shows_in_the_picture(bundle: Pipeline) -> None:
     """Else the comparison above would prove little."""
     wanted = _pictures(bundle, num_inference_steps=4)

@@ -101,3 +101,35 @@ def test_a_condition_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         _buffers(texts, requests, [], False, 1, **asked)
+
+
+def test_buffers_take_the_place_of_prompts_and_labels() -> None:
+    ids, mask = np.array([[1, 2, 3]]), np.ones((1, 3), np.int64)
+    both: dict[str, Any] = {"ids": ids, "mask": mask}
+    assert _buffers([TEXT], [], ["ids", "mask"], False, 1, buffers=both) == {"ids": [[1, 2, 3]], "mask": [[1, 1, 1]]}
+    assert _buffers([TEXT], [], ["ids", "mask"], False, 1, prompts=["a"], buffers={"ids": ids}) == {"ids": [[1, 2, 3]], "mask": [[1] * 3]}
+    assert _buffers([TEXT], [SCALE], ["scale"], False, 1, buffers={"scale": np.ones(1, np.float32)}) == {"scale": [1]}
+    assert _buffers([], [CLASS], ["label"], False, 1, buffers={"label": np.array([4])}) == {"label": [4]}
+
+
+@pytest.mark.parametrize(
+    ("buffers", "prompts", "message"),
+    [
+        ({"ids": np.ones((1, 3), np.int64)}, None, "prompt: expected a text, got none; give --prompt"),
+        (
+            {"ids": np.ones((1, 3), np.int64), "mask": np.ones((1, 3), np.int64)},
+            ["a"],
+            "prompt: expected none, as buffers take its place, got a text; leave one of them out",
+        ),
+        (
+            {"ids": np.ones((2, 3), np.int64)},
+            ["a"],
+            r"request 'ids': expected int64 \[1, 3\], got int64 \[2, 3\]; give an array of that dtype and shape",
+        ),
+        ({"ids": np.ones((1, 3), np.float32)}, ["a"], r"request 'ids': expected int64 \[1, 3\], got float32 \[1, 3\]"),
+        ({"idz": np.ones(1)}, ["a"], "buffers: expected one of the inputs ids, mask, got 'idz'; leave it out"),
+    ],
+)
+def test_buffers_that_do_not_fit_are_refused(buffers: dict[str, Any], prompts: list[str] | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _buffers([TEXT], [], ["ids", "mask"], False, 1, prompts=prompts, buffers=buffers)
