@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import resource
+import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dexport.runtime.device import free_memory
@@ -18,6 +17,7 @@ from dexport.runtime.device import free_memory
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECONDS_BETWEEN_LOOKS = 0.05
 _LAST_WORDS = 3
+_PEAK = re.compile(r"^VmHWM:\s*(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Usage:
     Attributes:
         code: exit status; minus the number of the signal that ended it.
         seconds: wall time.
-        peak_memory: most bytes that it and what it started had in memory at once (ru_maxrss). GPU memory is not in it.
+        peak_memory: most bytes that it had in memory at once, but for its last moments (VmHWM, looked at 20 times in a second). What it
+            starts itself and GPU memory are not in it.
         least_free: fewest bytes that were free on this machine meanwhile; on a Jetson that includes the GPU's.
     """
 
@@ -51,22 +52,20 @@ def run_watched(command: Sequence[str], log: Path) -> Usage:
     Raises:
         OSError: there is no such program, or the log cannot be written.
     """
-    started, least_free = time.monotonic(), free_memory()
+    started, least_free, peak = time.monotonic(), free_memory(), 0
+    # Runs in the new process, where nothing may be looked up any more: the kernel kills it when its parent ends, however it ends.
+    die_with_parent = partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=_die_with_parent)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=die_with_parent)
     try:
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            least_free = min(least_free, free_memory())
-            if pid:
-                break
+        while process.poll() is None:
+            peak, least_free = max(peak, _peak_bytes(process.pid)), min(least_free, free_memory())
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     except BaseException:
         process.kill()
         process.wait()
         raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return Usage(process.returncode, time.monotonic() - started, _peak_bytes(usage), least_free)
+    return Usage(process.returncode, time.monotonic() - started, peak, least_free)
 
 
 def last_words(log: Path) -> str:
@@ -75,10 +74,7 @@ def last_words(log: Path) -> str:
     return "; ".join(lines[-_LAST_WORDS:]) or "it printed nothing"
 
 
-def _peak_bytes(usage: resource.struct_rusage) -> int:
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _die_with_parent() -> None:
-    """Runs in the new process: asks the kernel to kill it when its parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _peak_bytes(pid: int) -> int:
+    """Of a program's own pages since it began: what wait4 reports includes those of the process that forked it. 0 once it has ended."""
+    match = _PEAK.search(Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+    return int(match[1]) << 10 if match else 0
