@@ -55,20 +55,21 @@ def build(
     return build_bundle(chosen, None if output is None else Path(output), report)
 
 
-def load(bundle: str | Path, *, trust: bool = False, verify: Literal["full", "sizes"] = "full") -> Pipeline:
+def load(bundle: str | Path, *, trust: bool = False, verify: Literal["full", "sizes"] = "full", keep: bool = True) -> Pipeline:
     """Opens a bundle; the result is called like a diffusers pipeline.
 
     Args:
         bundle: a folder or a `.dxb` file.
         trust: run machine code (TensorRT engines) that was not built on this machine.
         verify: "full" compares the checksum of every file, "sizes" only their sizes.
+        keep: keep components in memory between calls. If False, each is freed after its last use in a call, for small devices.
 
     Raises:
         UserError: it is not a bundle, is damaged, or needs what this machine lacks.
     """
     from dexport.runtime.pipeline import load as load_pipeline
 
-    return load_pipeline(bundle, trust=trust, verify=verify)
+    return load_pipeline(bundle, trust=trust, verify=verify, keep=keep)
 
 
 def __getattr__(name: str) -> Any:

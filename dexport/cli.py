@@ -160,6 +160,7 @@ def build(output: Path | None, config: Path | None, settings: tuple[str, ...], d
 )
 @click.option("--noise", metavar="FILE.npy", type=click.Path(path_type=Path), help="Initial latents instead of seeded noise.")
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), required=True, help="OUT.png, .gif, .mp4 or .npy.")
+@click.option("--release", is_flag=True, help="Free each component after its last use, for small devices.")
 @click.option("--trust", is_flag=True, help="Run machine code that was not built here.")
 @click.option("--json", "as_json", is_flag=True, help="Print files, seed and times as JSON.")
 @_common

@@ -39,6 +39,7 @@ class RunRequest:
     count: int
     noise: Path | None
     output: Path
+    release: bool
     trust: bool
     as_json: bool
 
@@ -60,7 +61,7 @@ def run_command(request: RunRequest) -> None:
     with reporting() as report:
         report(f"load {request.bundle}", None)
         start = time.monotonic()
-        with load(request.bundle, trust=request.trust) as pipe:
+        with load(request.bundle, trust=request.trust, keep=not request.release) as pipe:
             loaded = time.monotonic()
             total = request.steps or _default_steps(manifest)
             report("make", 0.0)

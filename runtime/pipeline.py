@@ -51,13 +51,17 @@ class Output:
     program: str
 
 
-def load(path: str | Path, *, trust: bool = False, verify: Literal["full", "sizes"] = "full") -> Pipeline:
+def load(path: str | Path, *, trust: bool = False, verify: Literal["full", "sizes"] = "full", keep: bool = True) -> Pipeline:
     """Opens a bundle for running; engines are loaded when they are first needed.
+
+    Args:
+        trust, verify: see `open_bundle`.
+        keep: see `Pipeline`.
 
     Raises:
         UserError: not a bundle, damaged, or its native code is not trusted (see `open_bundle`).
     """
-    return Pipeline(open_bundle(path, trust=trust, verify=verify))
+    return Pipeline(open_bundle(path, trust=trust, verify=verify), keep=keep)
 
 
 class Pipeline:

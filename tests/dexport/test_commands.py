@@ -14,6 +14,7 @@ from dexport.cli import main
 from dexport.commands import build_options
 from dexport.errors import UserError
 from dexport.runtime.bundle import open_bundle
+from dexport.runtime.pipeline import Pipeline
 from tests.runtime.sample_bundle import write_sample
 
 
@@ -126,6 +127,20 @@ def test_run_makes_the_same_picture_from_the_same_seed(pixart_cpu: Path, tmp_pat
     again = json.loads(_ok(capsys, *command, "-o", tmp_path / "c.npy", "--json", "--steps", 20, "--size", "16x16"))
     assert again["shape"] == [1, 16, 16, 3]
     assert np.array_equal(np.load(tmp_path / "c.npy")[0], np.asarray(Image.open(tmp_path / "a.png")))
+
+
+def test_run_frees_each_component_after_its_last_use(
+    pixart_cpu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    release = Pipeline._release
+    monkeypatch.setattr(Pipeline, "_release", lambda self, name, size: (released.append(name), release(self, name, size)))
+    command = ["run", pixart_cpu, "--prompt", "a", "--seed", 3, "-o"]
+    _ok(capsys, *command, tmp_path / "a.npy")
+    assert released == []
+    _ok(capsys, *command, tmp_path / "b.npy", "--release")
+    assert released[0] == "text_encoder" and released[-2:] == ["denoiser", "vae_decoder"]
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
 
 
 def test_run_without_a_seed_draws_one_and_names_it(pixart_cpu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
