@@ -27,7 +27,7 @@ struct Arguments {
     std::int64_t count = 1;
     std::optional<std::string> noise;
     std::string output;
-    bool trust = false;  // OpenVINO bundles hold no machine code, so nothing asks for it yet
+    bool trust = false;
     bool release = false;
     bool json = false;
     bool verbose = false;

@@ -71,6 +71,7 @@ void check_output(const Arguments& arguments) {
 dexport::Pipeline open(const Arguments& arguments, Progress& progress) {
     dexport::OpenOptions options;
     options.release_components = arguments.release;
+    options.trust_code = arguments.trust;
     const std::string stage = "load " + arguments.bundle;
     progress.report(stage, std::nullopt);
     options.on_progress = [&](std::uint64_t done, std::uint64_t total, const char*) {

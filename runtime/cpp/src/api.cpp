@@ -253,7 +253,8 @@ dexport_status dexport_open(const char* path, const dexport_open_options* option
                 chosen.on_progress(chosen.user, done, total, file.c_str());
             };
         }
-        Bundle bundle(path, chosen.only_sizes != 0 ? Verify::sizes : Verify::full, progress);
+        const Trust trust = chosen.trust_code != 0 ? Trust::all : Trust::own;
+        Bundle bundle(path, chosen.only_sizes != 0 ? Verify::sizes : Verify::full, progress, trust);
         auto opened = std::make_unique<dexport_pipeline>(std::move(bundle), chosen.release_components == 0);
         *pipeline = opened.release();
     });

@@ -8,6 +8,7 @@
 #include "error.h"
 #include "json.h"
 #include "sha256.h"
+#include "trust.h"
 
 namespace dexport {
 namespace {
@@ -85,7 +86,8 @@ Extents list(const fs::path& path) {
 
 }  // namespace
 
-Bundle::Bundle(const fs::path& path, Verify verify, const ReadProgress& progress) : path_(path) {
+Bundle::Bundle(const fs::path& path, Verify verify, const ReadProgress& progress, Trust trust)
+    : path_(path), trust_(trust), verified_(verify == Verify::full) {
     try {
         extents_ = list(path);
         const auto found = extents_.find(manifest_name);
@@ -95,9 +97,10 @@ Bundle::Bundle(const fs::path& path, Verify verify, const ReadProgress& progress
                              rebuild);
         }
         manifest_ = manifest_from_json(read_extent(found->second), where);
+        native_ = manifest_.native_files();
         extents_.erase(found);
         check_files();
-        if (verify == Verify::full) {
+        if (verified_) {
             check_hashes(progress);
         }
     } catch (const std::system_error& error) {
@@ -136,17 +139,25 @@ void Bundle::check_hashes(const ReadProgress& progress) const {
         total += item.second.bytes;
     }
     for (const auto& [relative, entry] : manifest_.files) {
-        Sha256 hash;
-        read_chunks(extent(relative), [&, &file = relative](const char* data, std::size_t bytes) {
-            hash.update(data, bytes);
+        check_hash(relative, entry.sha256, [&, &file = relative](std::size_t bytes) {
             done += bytes;
             if (progress) {
                 progress(done, total, file);
             }
         });
-        if (const std::string got = hash.hexadecimal(); got != entry.sha256) {
-            throw user_error(name(relative), "sha256 " + entry.sha256, got, rebuild);
+    }
+}
+
+void Bundle::check_hash(const std::string& relative, const std::string& sha256, const std::function<void(std::size_t)>& on_bytes) const {
+    Sha256 hash;
+    read_chunks(extent(relative), [&](const char* data, std::size_t bytes) {
+        hash.update(data, bytes);
+        if (on_bytes) {
+            on_bytes(bytes);
         }
+    });
+    if (const std::string got = hash.hexadecimal(); got != sha256) {
+        throw user_error(name(relative), "sha256 " + sha256, got, rebuild);
     }
 }
 
@@ -158,13 +169,30 @@ const Extent& Bundle::extent(const std::string& relative) const {
     return found->second;
 }
 
-std::shared_ptr<const Mapping> Bundle::map(const std::string& relative) const {
+/// Where a file lies, if it may be handed out.
+const Extent& Bundle::released(const std::string& relative) const {
     const Extent& place = extent(relative);
+    if (trust_ == Trust::all || native_.count(relative) == 0) {
+        return place;
+    }
+    const std::string& sha256 = manifest_.file(relative)->sha256;
+    if (trusted_hashes(default_trust_file()).count(sha256) == 0) {
+        throw user_error(name(relative), "machine code that was built on this machine or that you trust", "code from elsewhere",
+                         "build it here with `dexport finalize`, or pass --trust (trust_code) if you know who made it");
+    }
+    if (!verified_) {
+        check_hash(relative, sha256);
+    }
+    return place;
+}
+
+std::shared_ptr<const Mapping> Bundle::map(const std::string& relative) const {
+    const Extent& place = released(relative);
     return std::make_shared<const Mapping>(*opened(place), place.offset, place.bytes);
 }
 
 std::string Bundle::read(const std::string& relative) const {
-    const Extent& place = extent(relative);
+    const Extent& place = released(relative);
     if (place.bytes > max_read_bytes) {
         throw user_error(name(relative), "at most " + std::to_string(max_read_bytes) + " bytes", std::to_string(place.bytes), rebuild);
     }

@@ -152,13 +152,31 @@ std::map<std::string, Port> ports_from(const Json& entries) {
     return ports;
 }
 
+/// The GPUs that `kernels.accelerators` names as "sm87"; an engine for others is refused before it is loaded.
+std::vector<int> sms_from(const Json& kernels) {
+    std::vector<int> sms;
+    if (!kernels.is_object() || !kernels.contains("accelerators") || !kernels.at("accelerators").is_array()) {
+        return sms;
+    }
+    for (const Json& accelerator : kernels.at("accelerators")) {
+        const std::string name = accelerator.is_string() ? accelerator.get<std::string>() : "";
+        const bool is_sm = name.size() > 2 && name.size() <= 6 && name.compare(0, 2, "sm") == 0 &&
+                           name.find_first_not_of("0123456789", 2) == std::string::npos;
+        if (is_sm) {
+            sms.push_back(std::stoi(name.substr(2)));
+        }
+    }
+    return sms;
+}
+
 Component component_from(const Json& entry) {
     Component component = {ports_from(entry.at("inputs")), ports_from(entry.at("outputs")), {}, entry.at("precision").get<std::string>()};
     for (const Json& variant : entry.at("variants")) {
         const Json& size = variant.at("size");
         component.variants.push_back({size.is_null() ? std::nullopt : std::optional(size_from(size)),
                                       variant.at("artifact").get<std::string>(), variant.at("format").get<std::string>(),
-                                      variant.at("files").get<std::vector<std::string>>()});
+                                      variant.at("files").get<std::vector<std::string>>(), variant.at("native").get<bool>(),
+                                      sms_from(variant.at("kernels"))});
     }
     return component;
 }
@@ -209,6 +227,32 @@ std::string size_text(const Size& size) {
 const Component* Manifest::component(std::string_view name) const {
     const auto found = std::find_if(components.begin(), components.end(), [&](const auto& item) { return item.first == name; });
     return found == components.end() ? nullptr : &found->second;
+}
+
+std::set<std::string> Manifest::native_files() const {
+    constexpr const char* suffixes[] = {".so", ".dll", ".dylib", ".plan", ".engine", ".cubin", ".ptx", ".cu"};
+    std::set<std::string> native;
+    for (const auto& item : components) {
+        for (const Variant& variant : item.second.variants) {
+            if (variant.native) {
+                native.insert(variant.files.begin(), variant.files.end());
+            }
+        }
+    }
+    for (const auto& item : files) {
+        const std::string path = lower(item.first);
+        if (std::any_of(std::begin(suffixes), std::end(suffixes), [&](std::string_view suffix) {
+                return path.size() >= suffix.size() && path.compare(path.size() - suffix.size(), suffix.size(), suffix) == 0;
+            })) {
+            native.insert(item.first);
+        }
+    }
+    return native;
+}
+
+const FileEntry* Manifest::file(std::string_view path) const {
+    const auto found = std::find_if(files.begin(), files.end(), [&](const auto& item) { return item.first == path; });
+    return found == files.end() ? nullptr : &found->second;
 }
 
 Manifest manifest_from_json(std::string_view text, const std::string& where) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -35,6 +36,8 @@ struct Variant {
     std::string artifact;
     std::string format;
     std::vector<std::string> files;
+    bool native = false;   ///< machine code is inside, which only runs when the user trusts it
+    std::vector<int> sms;  ///< compute capabilities times ten that it was built for; empty where the manifest names none
 };
 
 /// One network of the pipeline.
@@ -98,6 +101,12 @@ struct Manifest {
 
     /// Null if there is none of that name.
     [[nodiscard]] const Component* component(std::string_view name) const;
+
+    /// Paths that hold machine code, by what they are rather than by what the manifest says of them alone.
+    [[nodiscard]] std::set<std::string> native_files() const;
+
+    /// Null if no file of that path is listed.
+    [[nodiscard]] const FileEntry* file(std::string_view path) const;
 };
 
 /// Reads a manifest from anywhere; after it every path is a plain relative one and listed in `files`, and no two can become one.

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -64,4 +65,28 @@ TEST_CASE("a bundle that changes while it is open is noticed") {
     std::filesystem::remove(folder.path() / "programs" / "toy.json");
     CHECK_THROWS_WITH_AS(static_cast<void>(bundle.map("programs/toy.json")), doctest::Contains("got nothing there; open the bundle again"),
                          Error);
+}
+
+TEST_CASE("machine code is handed out if it was built here or the caller trusts it") {
+    const Folder folder, configuration;
+    ::setenv("XDG_CONFIG_HOME", configuration.path().c_str(), 1);
+    const std::string file = "engines/decoder.bin";
+    const std::filesystem::path path =
+        write_sample_bundle(folder.path(), [](Json& manifest) { manifest["components"]["decoder"]["variants"][0]["native"] = true; });
+    const Bundle bundle(path), quick(path, Verify::sizes);
+    const std::string elsewhere = refusal_of([&] { static_cast<void>(bundle.map(file)); });
+    CHECK(elsewhere == path.string() + ": " + file +
+                           ": expected machine code that was built on this machine or that you trust, got code from elsewhere; "
+                           "build it here with `dexport finalize`, or pass --trust (trust_code) if you know who made it");
+    CHECK(refusal_of([&] { static_cast<void>(bundle.read(file)); }) == elsewhere);
+    CHECK(Bundle(path, Verify::full, {}, Trust::all).map(file)->size() == bundle.manifest().file(file)->bytes);
+    const std::filesystem::path trusted = configuration.path() / "dexport" / "trusted-code";
+    write_file(trusted, bundle.manifest().file(file)->sha256 + "  built here\n");
+    std::filesystem::permissions(trusted, std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+    CHECK(bundle.map(file)->size() == quick.map(file)->size());
+    // Of files whose hashes nobody compared, those of machine code are compared before they are handed out.
+    write_file(path / file, std::string(bundle.manifest().file(file)->bytes, 'x'));
+    const Bundle replaced(path, Verify::sizes);
+    CHECK(refusal_of([&] { static_cast<void>(replaced.map(file)); }).find("expected sha256 ") != std::string::npos);
+    ::unsetenv("XDG_CONFIG_HOME");
 }

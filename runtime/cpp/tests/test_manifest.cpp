@@ -35,6 +35,21 @@ TEST_CASE("a manifest is read in its order") {
     CHECK(manifest.files.size() == 5);
 }
 
+TEST_CASE("machine code is known by its mark and by its name") {
+    const Manifest manifest = manifest_from_json(document([](Json& each) {
+                                                     Json& variant = each["components"]["decoder"]["variants"][0];
+                                                     variant["native"] = true;
+                                                     variant["kernels"] = {{"accelerators", {"sm87", "sm110", "gpu", 7, "sm99999999"}}};
+                                                     each["files"]["plugins/one.SO"] = {{"sha256", std::string(64, '0')}, {"bytes", 1}};
+                                                 }).dump(),
+                                                 "manifest.json");
+    CHECK(manifest.native_files() == std::set<std::string>{"engines/decoder.bin", "engines/decoder.xml", "plugins/one.SO"});
+    CHECK(manifest.component("decoder")->variants[0].sms == std::vector<int>{87, 110});
+    CHECK(manifest.component("denoiser")->variants[0].sms.empty());
+    CHECK(manifest.file("plugins/one.SO")->bytes == 1);
+    CHECK(manifest.file("none") == nullptr);
+}
+
 TEST_CASE("a newer schema names what can read it") {
     CHECK(
         refusal([](Json& manifest) { manifest["schema"] = 2, manifest["dexport"] = "3.0"; }) ==

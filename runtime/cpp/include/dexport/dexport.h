@@ -85,6 +85,7 @@ typedef struct dexport_open_options {
     /* Called while files are compared: bytes done, bytes in all, the file. */
     void (*on_progress)(void* user, uint64_t done, uint64_t total, const char* file);
     void* user;
+    int32_t trust_code; /* 1: run machine code (TensorRT engines) that was not built on this machine */
 } dexport_open_options;
 
 /* Opens a bundle, a folder or a .dxb, and checks all of it; components load when they first run. `options` may be null. */

@@ -50,6 +50,7 @@ inline void check(dexport_status status) {
 struct OpenOptions {
     bool only_sizes = false;
     bool release_components = false;
+    bool trust_code = false;
     std::function<void(std::uint64_t done, std::uint64_t total, const char* file)> on_progress;
 };
 
@@ -227,6 +228,7 @@ private:
         given.struct_size = sizeof given;
         given.only_sizes = options.only_sizes ? 1 : 0;
         given.release_components = options.release_components ? 1 : 0;
+        given.trust_code = options.trust_code ? 1 : 0;
         given.on_progress = options.on_progress ? on_progress : nullptr;
         given.user = const_cast<OpenOptions*>(&options);
         dexport_pipeline* pipeline = nullptr;
