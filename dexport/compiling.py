@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from dexport.runtime.builders.plugins import KernelResources, build_plugins, is_wrapped, plugin_folders
+from dexport.runtime.builders.plugins import KernelResources, build_plugins, plugin_folders
 
 REPORT = "kernels.json"
 """File beside the libraries: one object for every kernel and architecture."""
@@ -23,8 +23,8 @@ def build_plugins_command(output: Path, sms: Sequence[str], tensorrt_include: Pa
     resources = build_plugins(folders, output, sms, tensorrt_include)
     (output / REPORT).write_text(json.dumps([asdict(kernel) for kernel in resources], indent=1) + "\n", encoding="utf-8")
     Console(width=100).print(resource_table(resources))
-    wrapped = ", ".join(folder.name for folder in folders if is_wrapped(folder))
-    said = f"for TensorRT: {wrapped}" if tensorrt_include is not None else "none for TensorRT, which takes --tensorrt-include"
+    names = ", ".join(folder.name for folder in folders)
+    said = f"for TensorRT: {names}" if tensorrt_include is not None else "none for TensorRT, which takes --tensorrt-include"
     print(f"{output}: {len(folders)} libraries, {said}; {output / REPORT} lists every kernel")
 
 

@@ -4,7 +4,6 @@
 // (bias). Outputs: out, and lse where the attribute lse is 1. reference.py says what they are.
 #include "tensorrt_plugin.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "launcher.h"
@@ -31,22 +30,21 @@ struct BlockSparseAttention {
 
     // Where the inputs are; -1 for what the node does not have.
     struct Positions {
-        int32_t indices, counts, modes, bias, inputs;
+        int32_t inputs = 3, indices, counts, modes, bias;
 
         explicit Positions(const Attributes& a)
-            : indices(a.lists != 0 ? 3 : -1),
-              counts(a.lists != 0 ? 4 : -1),
-              modes(a.modes != 0 ? 3 + 2 * a.lists : -1),
-              bias(a.bias != 0 ? 3 + 2 * a.lists + a.modes : -1),
-              inputs(3 + 2 * a.lists + a.modes + a.bias) {}
+            : indices(dexport::position_if(a.lists, inputs)),
+              counts(dexport::position_if(a.lists, inputs)),
+              modes(dexport::position_if(a.modes, inputs)),
+              bias(dexport::position_if(a.bias, inputs)) {}
     };
 
     static bool valid(const Attributes& a) {
-        const auto flag = [](int32_t value) { return value == 0 || value == 1; };
+        using dexport::is_flag;
         const auto block = [](int32_t size) { return size > 0 && size % 64 == 0; };
         // A node without a factor has 0, which would weigh all keys alike.
-        return std::isfinite(a.factor) && a.factor != 0 && block(a.query_block) && block(a.key_block) && flag(a.lists) && flag(a.modes) &&
-               flag(a.bias) && flag(a.lse);
+        return std::isfinite(a.factor) && a.factor != 0 && block(a.query_block) && block(a.key_block) && is_flag(a.lists) &&
+               is_flag(a.modes) && is_flag(a.bias) && is_flag(a.lse);
     }
 
     static int32_t outputs(const Attributes& a) { return 1 + a.lse; }
@@ -96,14 +94,19 @@ struct BlockSparseAttention {
 
     // What the launcher cannot see from sizes alone; what it sees it refuses itself.
     static bool shapes_fit(const Attributes& a, dexport::Span<const nvinfer1::PluginTensorDesc> in) {
+        using dexport::same;
+        using dexport::sizes;
         const Positions at(a);
-        const auto same = [&](int32_t input, int32_t axis, int64_t size) { return in[input].dims.d[axis] == size; };
         const auto query = in[0].dims.d, key = in[1].dims.d;
         const int64_t query_blocks = (query[2] + a.query_block - 1) / a.query_block;
-        const bool lists = at.indices < 0 || (same(at.indices, 2, query_blocks) && same(at.counts, 2, query_blocks) &&
-                                              same(at.counts, 0, in[at.indices].dims.d[0]) && same(at.counts, 1, in[at.indices].dims.d[1]));
-        return same(1, 0, query[0]) && same(1, 1, query[1]) && same(1, 3, query[3]) && std::equal(key, key + 4, in[2].dims.d) && lists &&
-               (at.modes < 0 || same(at.modes, 0, query[1])) && (at.bias < 0 || same(at.bias, 2, key[2]));
+        if (at.indices >= 0) {
+            const auto lists = in[at.indices].dims.d;
+            if (lists[2] != query_blocks || !same(in[at.counts].dims, sizes({lists[0], lists[1], query_blocks}))) {
+                return false;
+            }
+        }
+        return same(in[1].dims, sizes({query[0], query[1], key[2], query[3]})) && same(in[2].dims, in[1].dims) &&
+               (at.modes < 0 || same(in[at.modes].dims, sizes({query[1]}))) && (at.bias < 0 || in[at.bias].dims.d[2] == key[2]);
     }
 
     static int32_t enqueue(const Attributes& a, const dexport::Tensors& tensors, cudaStream_t stream) {
@@ -124,18 +127,16 @@ struct BlockSparseAttention {
         request.head_size = size(0, 3);
         request.query_block = a.query_block;
         request.key_block = a.key_block;
+        request.indices = tensors.input<int32_t>(at.indices);
+        request.counts = tensors.input<int32_t>(at.counts);
+        request.modes = tensors.input<int32_t>(at.modes);
+        request.key_bias = tensors.input<float>(at.bias);
         if (at.indices >= 0) {
-            request.indices = static_cast<const int32_t*>(tensors.inputs[at.indices]);
-            request.counts = static_cast<const int32_t*>(tensors.inputs[at.counts]);
             request.list_batch = size(at.indices, 0);
             request.list_heads = size(at.indices, 1);
             request.list_length = size(at.indices, 3);
         }
-        if (at.modes >= 0) {
-            request.modes = static_cast<const int32_t*>(tensors.inputs[at.modes]);
-        }
         if (at.bias >= 0) {
-            request.key_bias = static_cast<const float*>(tensors.inputs[at.bias]);
             request.bias_batch = size(at.bias, 0);
             request.bias_heads = size(at.bias, 1);
         }

@@ -19,7 +19,9 @@
 
 #include <NvInferRuntime.h>
 
+#include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -50,7 +52,33 @@ struct Tensors {
     const void* const* inputs;
     void* const* outputs;
     void* workspace;
+
+    // null for an input that the node does not have.
+    template <class T>
+    const T* input(int32_t position) const {
+        return position < 0 ? nullptr : static_cast<const T*>(inputs[position]);
+    }
 };
+
+inline bool is_flag(int32_t attribute) {
+    return attribute == 0 || attribute == 1;
+}
+
+// Where an input is that a node may have, -1 without it; `inputs` counts those so far.
+inline int32_t position_if(int32_t present, int32_t& inputs) {
+    return present != 0 ? inputs++ : -1;
+}
+
+inline nvinfer1::Dims sizes(std::initializer_list<int64_t> given) {
+    nvinfer1::Dims dims = {};
+    dims.nbDims = static_cast<int32_t>(given.size());
+    std::copy(given.begin(), given.end(), dims.d);
+    return dims;
+}
+
+inline bool same(const nvinfer1::Dims& a, const nvinfer1::Dims& b) {
+    return a.nbDims == b.nbDims && std::equal(a.d, a.d + a.nbDims, b.d);
+}
 
 template <class Operation>
 class Plugin final : public nvinfer1::IPluginV3,

@@ -1,10 +1,9 @@
 """Plugins from their sources with nvcc, on any machine that has it: one library an operation for the architectures that are asked for.
 
-A plugin is a folder of dexport/plugins with a manifest.json, which names its kernel and, if there is one, its wrapper for TensorRT. The
-library always has the kernel's C launcher; with a wrapper and TensorRT's headers also what IPluginRegistry::loadLibrary looks for.
-Nothing is linked to TensorRT.
+A plugin is a folder of dexport/plugins with a manifest.json, which names its kernel and its wrapper for TensorRT. The library always has
+the kernel's C launcher; with TensorRT's headers also what IPluginRegistry::loadLibrary looks for. Nothing is linked to TensorRT.
 
-What was executed and what was not: nvcc 13.0 has compiled them for all of `ARCHITECTURES`; no GPU has run one yet.
+What was executed and what was only compiled: docs/plugins.md.
 """
 
 from __future__ import annotations
@@ -59,11 +58,6 @@ def plugin_folders() -> list[Path]:
     return sorted(path.parent for path in (Path(dexport.__file__).parent / "plugins").glob("*/manifest.json"))
 
 
-def is_wrapped(folder: Path) -> bool:
-    """Whether a plugin has a wrapper for TensorRT."""
-    return "tensorrt" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
-
 def build_plugins(
     folders: Sequence[Path], out: Path, sms: Sequence[str] = (), tensorrt_include: Path | None = None
 ) -> list[KernelResources]:
@@ -115,7 +109,7 @@ def _build(nvcc: str, folder: Path, library: Path, sms: Sequence[str], tensorrt_
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     sources = [folder / manifest["kernel"]]
     includes = ["-I", str(folder.parent / "cuda"), "-I", str(folder)]
-    if tensorrt_include is not None and "tensorrt" in manifest:
+    if tensorrt_include is not None:
         sources.append(folder / manifest["tensorrt"])
         includes += ["-isystem", str(tensorrt_include)]
     codes = [part for sm in sms for part in ("-gencode", f"arch=compute_{sm},code=sm_{sm}")]

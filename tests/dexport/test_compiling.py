@@ -41,7 +41,7 @@ def test_writes_every_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
     assert [row["kernel"] for row in json.loads((tmp_path / "kernels.json").read_text())] == ["wide", "wide", "narrow", "multiply"]
     assert "libraries, none for TensorRT, which takes --tensorrt-include; " in capsys.readouterr().out
     build_plugins_command(tmp_path, (), tmp_path)
-    assert "for TensorRT: block_sparse_attention" in capsys.readouterr().out
+    assert "for TensorRT: block_sparse_attention, lowrank_linear; " in capsys.readouterr().out
 
 
 def test_a_wrong_architecture_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def emulated(source: Path, folder: Path, *more: str | Path) -> KernelLibrary:
 
 
 def tensorrt_headers() -> list[str]:
-    """Flags that find the headers of TensorRT and of CUDA, which those include; skips where they are not said or not there."""
+    """Flags that find the headers of TensorRT, those of CUDA, and tensorrt_node.h; skips where they are not said or not there."""
     place = os.environ.get("TENSORRT_INCLUDE_DIR")
     if not place:
         pytest.skip("TENSORRT_INCLUDE_DIR does not say where the headers of TensorRT are")
@@ -68,7 +68,7 @@ def tensorrt_headers() -> list[str]:
     cuda = next((home / "include" for home in known if (home / "include" / "cuda_runtime_api.h").exists()), None)
     if cuda is None:
         pytest.skip("the headers of TensorRT need those of CUDA; CUDA_HOME does not say where they are")
-    return ["-isystem", place, "-isystem", str(cuda)]
+    return ["-isystem", place, "-isystem", str(cuda), "-I", str(Path(__file__).parent)]
 
 
 def compiled(source: Path, folder: Path) -> KernelLibrary:

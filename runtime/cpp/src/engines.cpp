@@ -43,6 +43,18 @@ std::string compile_cache() {
     return problem ? std::string() : (folder / "compiled").string();
 }
 
+/// File for what TensorRT-RTX compiles when it loads an engine; empty: none can be made.
+std::string kernel_cache(const Bundle& bundle, const Variant& variant) {
+    const std::string folder = compile_cache();
+    return folder.empty() ? folder : folder + "/" + bundle.manifest().file(variant.artifact)->sha256 + ".kernels";
+}
+
+/// "OpenVINO and no TensorRT".
+std::string backends_text() {
+    const std::string format = tensorrt_format();
+    return format.empty() ? "OpenVINO and no TensorRT" : "OpenVINO and " + std::string(format == "tensorrt" ? "TensorRT" : "TensorRT-RTX");
+}
+
 }  // namespace
 
 void check_formats(const Bundle& bundle) {
@@ -53,17 +65,26 @@ void check_formats(const Bundle& bundle) {
             if (suffix != std::string::npos && suffix + 4 == variant.format.size()) {
                 throw user_error(where, "engines", "a build kit for a device", "run on the device: dexport finalize " + bundle.path());
             }
-            if (variant.format != "openvino") {
-                throw user_error(where, "a format that this build of the library runs, openvino", variant.format,
-                                 "rebuild with --target cpu, or run it with the Python package");
+            if (variant.format != "openvino" && variant.format != tensorrt_format()) {
+                throw user_error(where, "a build of dexport that runs " + variant.format, "this one, which has " + backends_text(),
+                                 variant.format == "onnx"
+                                     ? "rebuild with --target cpu, or run it with the Python package"
+                                     : "build the library with the preset " + variant.format + ", or run it with the Python package");
             }
         }
     }
 }
 
-std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& component, const Size& size) {
+std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& component, const Size& size, Backends& backends) {
     const Variant& variant = variant_for(bundle, component, size);
     const std::string name = bundle.path() + ": " + component;
+    if (variant.format == tensorrt_format()) {
+        const std::shared_ptr<const Mapping> plan = bundle.map(variant.artifact);
+        if (backends.tensorrt == nullptr) {
+            backends.tensorrt = start_tensorrt();
+        }
+        return backends.tensorrt->open(plan, variant.sms, kernel_cache(bundle, variant), name);
+    }
     const auto weights = std::find_if(variant.files.begin(), variant.files.end(), [](const std::string& file) {
         return file.size() > 4 && file.compare(file.size() - 4, 4, ".bin") == 0;
     });

@@ -6,7 +6,6 @@
 #include <random>
 #include <set>
 
-#include "engines.h"
 #include "error.h"
 #include "noise.h"
 #include "program_check.h"
@@ -317,7 +316,7 @@ const text::Tokenizer& Pipeline::tokenizer(const TextEntry& entry) {
 Engine& Pipeline::engine(const std::string& component, const Size& size) {
     std::unique_ptr<Engine>& found = engines_[{component, size}];
     if (!found) {
-        found = open_engine(bundle_, component, size);
+        found = open_engine(bundle_, component, size, backends_);
     }
     return *found;
 }

@@ -10,6 +10,7 @@
 
 #include "bundle.h"
 #include "engine.h"
+#include "engines.h"
 #include "interpreter.h"
 #include "program.h"
 #include "text/tokenizer.h"
@@ -81,6 +82,7 @@ private:
 
     Bundle bundle_;
     bool keep_;
+    Backends backends_;
     std::map<std::pair<std::string, Size>, std::unique_ptr<Engine>> engines_;
     std::map<std::string, std::unique_ptr<text::Tokenizer>> tokenizers_;
     std::map<std::string, Program> programs_;

@@ -17,8 +17,7 @@ DRIVER = "attend_by_plugin"
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> KernelLibrary:
     sources = (FOLDER / MANIFEST["tensorrt"], Path(__file__).parent / "tensorrt_driver.cpp")
-    headers = tensorrt_headers()
-    return emulated(FOLDER / MANIFEST["kernel"], tmp_path_factory.mktemp("plugin"), *sources, *headers, "-I", FOLDER)
+    return emulated(FOLDER / MANIFEST["kernel"], tmp_path_factory.mktemp("plugin"), *sources, *tensorrt_headers(), "-I", FOLDER)
 
 
 @pytest.mark.parametrize("name", ["no lists", "blocks of 128 keys, the last one ragged", "modes of heads", "every key is hidden"])

@@ -80,6 +80,19 @@ def test_says_what_does_not_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         build_plugins([ATTENTION], tmp_path / "out")
 
 
+def test_compiles_every_wrapper_where_there_are_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "NvInferRuntime.h").touch()
+    _fake_nvcc(monkeypatch, tmp_path, f'echo "$@" >> {tmp_path / "commands"}; for last; do :; done; echo library > "$last"')
+    for include, wrappers in ((None, 0), (tmp_path, 1)):
+        (tmp_path / "commands").unlink(missing_ok=True)
+        build_plugins(plugin_folders(), tmp_path / "out", tensorrt_include=include)
+        commands = (tmp_path / "commands").read_text(encoding="utf-8").splitlines()
+        assert len(commands) == len(plugin_folders()) == 2
+        assert all(command.count("/tensorrt_plugin.cpp ") == wrappers for command in commands)
+        assert all((f"-isystem {tmp_path} " in command) == bool(wrappers) for command in commands)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"libdexport_{folder.name}.so" for folder in plugin_folders()}
+
+
 def test_a_kernel_that_spills_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The library is not left behind either."""
     (tmp_path / "log").write_text(LOG, encoding="utf-8")
