@@ -280,8 +280,9 @@ __global__ void __launch_bounds__(threads) attend(const DexportBlockSparseAttent
     const int batch = static_cast<int>(blockIdx.z), head = static_cast<int>(blockIdx.y), first_row = static_cast<int>(blockIdx.x) * S::rows;
     const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::row_tiles;
     const int64_t of_head = int64_t{batch} * given.heads + head;
-    const auto* const key_head = static_cast<const T*>(given.key) + of_head * given.key_tokens * S::head_size;
-    const auto* const value_head = static_cast<const T*>(given.value) + of_head * given.key_tokens * S::head_size;
+    const int64_t of_key_head = int64_t{batch} * given.key_heads + head / (given.heads / given.key_heads);
+    const auto* const key_head = static_cast<const T*>(given.key) + of_key_head * given.key_tokens * S::head_size;
+    const auto* const value_head = static_cast<const T*>(given.value) + of_key_head * given.key_tokens * S::head_size;
     const int64_t bias_row = (given.bias_batch == 1 ? 0 : batch) * int64_t{given.bias_heads} + (given.bias_heads == 1 ? 0 : head);
     const float* const bias = given.key_bias == nullptr ? nullptr : given.key_bias + bias_row * given.key_tokens;
     const KeyTiles tiles = key_tiles_of(given, batch, head, first_row);
@@ -364,8 +365,8 @@ bool broadcasts(int32_t batch, int32_t heads, const DexportBlockSparseAttention&
 // The code for what is wrong with a request, as launcher.h lists them.
 int check(const DexportBlockSparseAttention& given) {
     constexpr int most_tokens = 1 << 30, most_in_grid = 65535;
-    if (given.batch < 0 || given.heads < 0 || given.query_tokens < 0 || given.key_tokens < 0 || given.list_length < 0 ||
-        given.batch > most_in_grid || given.heads > most_in_grid || given.query_tokens > most_tokens || given.key_tokens > most_tokens) {
+    if (given.batch < 0 || given.heads < 0 || given.key_heads < 0 || given.query_tokens < 0 || given.key_tokens < 0 ||
+        given.list_length < 0 || given.batch > most_in_grid || given.heads > most_in_grid || given.query_tokens > most_tokens || given.key_tokens > most_tokens) {
         return -5;
     }
     if (given.head_size != 64 && given.head_size != 72 && given.head_size != 96 && given.head_size != 128) {
@@ -386,9 +387,10 @@ int check(const DexportBlockSparseAttention& given) {
         (given.counts == nullptr) != (given.indices == nullptr)) {
         return -1;
     }
+    const bool shares = given.heads == 0 || (given.key_heads > 0 && given.heads % given.key_heads == 0);
     const bool lists = given.counts == nullptr || broadcasts(given.list_batch, given.list_heads, given);
     const bool biases = given.key_bias == nullptr || broadcasts(given.bias_batch, given.bias_heads, given);
-    return lists && biases ? 0 : -6;
+    return shares && lists && biases ? 0 : -6;
 }
 
 }  // namespace

@@ -10,10 +10,10 @@ change the result beyond rounding. Results over disjoint sets of keys merge exac
 The last block of queries and that of keys may be ragged. The lists are what sparse attention methods of video models end in (SVG,
 arXiv 2502.01776; AdaSpa, 2502.21079; DraftAttention, 2505.14708; VSA, 2505.13389; Sparse-vDiT, 2506.03065).
 
-Notation: B batch, H heads, L queries, S keys, D size of a head, Q = ceil(L / query_block), K = ceil(S / key_block).
+Notation: B batch, H heads, G heads of keys, L queries, S keys, D size of a head, Q = ceil(L / query_block), K = ceil(S / key_block).
 
     query        [B, H, L, D] floating
-    key, value   [B, H, S, D]
+    key, value   [B, G, S, D]; G divides H, and H / G neighbouring heads share them
     indices      [B or 1, H or 1, Q, M] int32, blocks of keys in any order; what is no block from 0 to K - 1 is passed over. None: all
     counts       [B or 1, H or 1, Q] int32, of each list's M entries so many are meant
     modes        [H] int32: 0 all keys, 1 the listed ones, 2 none at all (a head that was pruned); None: 1
@@ -47,8 +47,12 @@ def block_sparse_attention_reference(
     """The meaning: out [B, H, L, D] in the dtype of the query and lse [B, H, L] float32.
 
     Raises:
-        ValueError: indices without counts or the reverse, or a list that names a block twice.
+        ValueError: indices without counts or the reverse, a list that names a block twice, or heads that cannot share.
     """
+    heads, key_heads, value_heads = (tensor.shape[1] for tensor in (query, key, value))
+    if key_heads != value_heads or not key_heads or heads % key_heads:
+        raise ValueError(f"{heads} heads of queries cannot share {key_heads} of keys and {value_heads} of values")
+    key, value = (tensor.repeat_interleave(heads // key_heads, 1) for tensor in (key, value))
     scores = factor * (query.float() @ key.float().transpose(-2, -1))
     if key_bias is not None:
         scores = scores + key_bias[..., None, :]

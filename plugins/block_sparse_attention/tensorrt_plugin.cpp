@@ -105,7 +105,8 @@ struct BlockSparseAttention {
                 return false;
             }
         }
-        return same(in[1].dims, sizes({query[0], query[1], key[2], query[3]})) && same(in[2].dims, in[1].dims) &&
+        return same(in[1].dims, sizes({query[0], key[1], key[2], query[3]})) && key[1] > 0 && query[1] % key[1] == 0 &&
+               same(in[2].dims, in[1].dims) &&
                (at.modes < 0 || same(in[at.modes].dims, sizes({query[1]}))) && (at.bias < 0 || in[at.bias].dims.d[2] == key[2]);
     }
 
@@ -124,6 +125,7 @@ struct BlockSparseAttention {
         request.heads = size(0, 1);
         request.query_tokens = size(0, 2);
         request.key_tokens = size(1, 2);
+        request.key_heads = size(1, 1);
         request.head_size = size(0, 3);
         request.query_block = a.query_block;
         request.key_block = a.key_block;

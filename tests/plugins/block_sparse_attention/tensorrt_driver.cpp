@@ -13,8 +13,8 @@ void add_inputs(Node& node, const DexportBlockSparseAttention& r) {
     const DataType type = r.type == DEXPORT_BFLOAT16 ? DataType::kBF16 : DataType::kHALF;
     const int32_t blocks = (r.query_tokens + r.query_block - 1) / r.query_block;
     node.add(r.query, described(type, {r.batch, r.heads, r.query_tokens, r.head_size}));
-    node.add(r.key, described(type, {r.batch, r.heads, r.key_tokens, r.head_size}));
-    node.add(r.value, described(type, {r.batch, r.heads, r.key_tokens, r.head_size}));
+    node.add(r.key, described(type, {r.batch, r.key_heads, r.key_tokens, r.head_size}));
+    node.add(r.value, described(type, {r.batch, r.key_heads, r.key_tokens, r.head_size}));
     const auto bind = [&](std::initializer_list<int32_t> axes) {
         for (const int32_t axis : axes) {
             node.bound.emplace_back(node.inputs.size() - 1, axis);

@@ -52,6 +52,15 @@ def test_lists_and_biases_broadcast(kernel: KernelLibrary, own: tuple[int, int])
     check(kernel, case_of() | {"query": q, "key": k, "value": v, "indices": order, "counts": counts, "key_bias": bias})
 
 
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_heads_share_keys_in_groups(kernel: KernelLibrary, key_heads: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, heads, n, 64, generator=generator).half() for heads, n in ((4, 20), (key_heads, 130), (key_heads, 130)))
+    order = torch.rand(1, 4, 1, 3, generator=generator).argsort(-1).to(torch.int32)
+    counts = torch.tensor([[[2], [1], [3], [2]]], dtype=torch.int32)
+    check(kernel, case_of() | {"query": q, "key": k, "value": v, "indices": order, "counts": counts})
+
+
 def test_lse_is_optional(kernel: KernelLibrary) -> None:
     case = case_of(queries=20)
     assert torch.equal(attend(kernel, case, with_lse=False)[0], attend(kernel, case)[0])
@@ -79,6 +88,8 @@ WRONG: dict[str, tuple[int, dict[str, Any]]] = {
     "heads": (-5, {"heads": 70000}),
     "lists whose tiles cannot be counted": (-5, {"counts": 1 << 20, "indices": 1 << 20, "list_length": 1 << 30, "key_block": 128}),
     "lists": (-6, {"counts": 1 << 20, "indices": 1 << 20, "list_heads": 2}),
+    "more heads of keys than of queries": (-6, {"key_heads": 2}),
+    "no heads of keys": (-6, {"key_heads": 0}),
     "biases": (-6, {"key_bias": 1 << 20, "bias_batch": 3}),
 }
 

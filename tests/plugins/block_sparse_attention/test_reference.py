@@ -62,6 +62,27 @@ def test_modes_choose_per_head() -> None:
     assert not skipped[:, 0].any() and lse[:, 0].isneginf().all() and torch.equal(skipped[:, 1], listed[:, 1])
 
 
+def test_heads_share_keys_in_groups() -> None:
+    """Neighbours share, as in grouped-query attention; lists stay those of the queries' heads."""
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(2, heads, size, HEAD, generator=generator) for heads, size in ((6, QUERIES), (2, KEYS), (2, KEYS)))
+    given = _arguments(query=query, key=key, value=value, indices=None, counts=None)
+    wanted = functional.scaled_dot_product_attention(query, key, value, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(block_sparse_attention(**given)[0], wanted)
+    lists = {"indices": torch.tensor(LISTS).repeat(1, 3, 1, 1), "counts": torch.tensor(COUNTS).repeat(1, 3, 1)}
+    listed = given | {name: rows.to(torch.int32) for name, rows in lists.items()}
+    apart = listed | {name: listed[name].repeat_interleave(3, 1) for name in ("key", "value")}
+    for found, expected in zip(block_sparse_attention(**listed), block_sparse_attention(**apart)):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("heads", "of_value"), [(4, 4), (0, 0), (2, 3)])
+def test_says_which_heads_do_not_go_together(heads: int, of_value: int) -> None:
+    query, key, value = (torch.zeros(1, n, 5, HEAD) for n in (6, heads, of_value))
+    with pytest.raises(ValueError, match=f"6 heads of queries cannot share {heads} of keys and {of_value} of values"):
+        block_sparse_attention(**_arguments(query=query, key=key, value=value, indices=None, counts=None))
+
+
 def test_parts_merge_by_their_lse() -> None:
     """The identity of the docstring: blocks 0 and 2 apart from block 1."""
     counts = torch.tensor([[[2, 2, 2]]], dtype=torch.int32)

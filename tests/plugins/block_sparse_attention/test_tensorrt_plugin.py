@@ -32,6 +32,11 @@ def test_all_inputs_at_once_and_no_lse(plugin: KernelLibrary) -> None:
     assert torch.equal(attend(plugin, case, with_lse=False, launcher=DRIVER)[0], found)
 
 
+def test_heads_share_keys_in_groups(plugin: KernelLibrary) -> None:
+    query = torch.randn(1, 3, 20, 64, generator=torch.Generator().manual_seed(3)).half()
+    check(plugin, case_of() | {"query": query}, DRIVER)
+
+
 def test_refuses_nodes_with_wrong_attributes(plugin: KernelLibrary) -> None:
     assert not plugin.call("refuses", 0.5, 128, 1, None)
     for wrong in ((0.5, 100, 1, None), (0.5, 128, 2, None), (0.5, 128, 1, "block"), (0.0, 128, 1, None), (math.inf, 128, 1, None)):
