@@ -23,6 +23,10 @@ install(
 # pkg-config --cflags --libs dexport; with --static also what a static library needs.
 # OpenVINO by its path: in the wheel it has no name that -lopenvino would find.
 get_target_property(_openvino openvino::runtime LOCATION)
+set(_tensorrt "")
+if(TARGET tensorrt::runtime)
+  get_target_property(_tensorrt tensorrt::runtime LOCATION)
+endif()
 file(RELATIVE_PATH _pc_prefix "/prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/prefix")
 configure_file(cmake/dexport.pc.in dexport.pc @ONLY)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/dexport.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")

@@ -21,20 +21,35 @@ std::string refusal(const char* format, bool native) {
 
 TEST_CASE("formats that this build cannot run are refused") {
     CHECK(refusal("openvino", false).empty());
+    const std::string format = tensorrt_format();
+    const std::string got = std::string(", got this one, which has OpenVINO and ") + (format.empty()         ? "no TensorRT"
+                                                                                      : format == "tensorrt" ? "TensorRT"
+                                                                                                             : "TensorRT-RTX");
     CHECK(refusal("onnx", false) ==
-          ": decoder: expected a build of dexport that runs onnx, got this one, which has OpenVINO and no TensorRT; "
-          "rebuild with --target cpu, or run it with the Python package");
-    CHECK(refusal("tensorrt", true) ==
-          ": decoder: expected a build of dexport that runs tensorrt, got this one, which has OpenVINO and no TensorRT; "
-          "build the library with the preset tensorrt, or run it with the Python package");
+          ": decoder: expected a build of dexport that runs onnx" + got + "; rebuild with --target cpu, or run it with the Python package");
+    for (const char* each : {"tensorrt", "tensorrt-rtx"}) {
+        CHECK(refusal(each, true) == (each == format
+                                          ? ""
+                                          : ": decoder: expected a build of dexport that runs " + std::string(each) + got +
+                                                "; build the library with the preset " + each + ", or run it with the Python package"));
+    }
     CHECK(refusal("tensorrt-kit", false)
               .find(": decoder: expected engines, got a build kit for a device; run on the device: dexport finalize") == 0);
 }
 
+TEST_CASE("a build without TensorRT says so") {
+    if (tensorrt_format().empty()) {
+        CHECK(refusal_of([] { static_cast<void>(start_tensorrt()); }) ==
+              "TensorRT: expected a build of dexport with it, got this one, which has none; build the library with the preset tensorrt or "
+              "tensorrt-rtx");
+    }
+}
+
 TEST_CASE("an engine is opened for the size that it was built for") {
     const Folder folder;
-    const Bundle bundle(
-        write_sample_bundle(folder.path(), [](Json& manifest) { manifest["components"]["decoder"]["variants"][0]["size"] = {8, 8}; }));
+    const Bundle bundle(write_sample_bundle(folder.path(), [](Json& manifest) {
+        manifest["components"]["decoder"]["variants"][0]["size"] = {8, 8};
+    }));
     Backends backends;
     CHECK(refusal_of([&] {
               static_cast<void>(open_engine(bundle, "decoder", {4, 4}, backends));
