@@ -6,6 +6,9 @@ import ctypes
 
 import torch
 
+from dexport.plugins.block_sparse_attention.shapes import check_shapes
+from dexport.plugins.shapes import require_shapes
+
 TYPES = {torch.float16: 0, torch.bfloat16: 1}
 """Of query, key, value and out, as launcher.h numbers them."""
 
@@ -41,7 +44,7 @@ def request(
     """What a launcher takes; the tensors have to outlive the kernel.
 
     Raises:
-        ValueError: a tensor that is not contiguous or of another dtype than the kernel takes.
+        ValueError: a tensor of another shape (shapes.py) or dtype than the kernel takes, or one that is not contiguous.
     """
     tensors = (query, key, value, indices, counts, modes, key_bias, out, lse)
     dtypes = (query.dtype,) * 3 + (torch.int32,) * 3 + (torch.float32, query.dtype, torch.float32)
@@ -50,6 +53,8 @@ def request(
             raise ValueError(f"{name} has to be contiguous and {dtype}, not {tensor.dtype} with strides {tensor.stride()}")
     if query.dtype not in TYPES:
         raise ValueError(f"query has to be float16 or bfloat16, not {query.dtype}")
+    check_shapes(query, key, value, indices, counts, modes, key_bias, query_block)
+    require_shapes({"out": (out, [tuple(query.shape)]), "lse": (lse, [tuple(query.shape[:-1])])})
     batch, heads, tokens, size = query.shape
     lists = (0, 1, 1) if indices is None else (indices.shape[-1], *indices.shape[:2])
     biases = (1, 1) if key_bias is None else key_bias.shape[:2]

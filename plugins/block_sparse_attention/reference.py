@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import torch
 
+from dexport.plugins.block_sparse_attention.shapes import check_shapes
+
 DENSE, LISTED, SKIPPED = 0, 1, 2
 """The modes of a head."""
 
@@ -47,12 +49,10 @@ def block_sparse_attention_reference(
     """The meaning: out [B, H, L, D] in the dtype of the query and lse [B, H, L] float32.
 
     Raises:
-        ValueError: indices without counts or the reverse, a list that names a block twice, or heads that cannot share.
+        ValueError: a tensor of another shape (shapes.py), or a list that names a block twice.
     """
-    heads, key_heads, value_heads = (tensor.shape[1] for tensor in (query, key, value))
-    if key_heads != value_heads or not key_heads or heads % key_heads:
-        raise ValueError(f"{heads} heads of queries cannot share {key_heads} of keys and {value_heads} of values")
-    key, value = (tensor.repeat_interleave(heads // key_heads, 1) for tensor in (key, value))
+    check_shapes(query, key, value, indices, counts, modes, key_bias, query_block)
+    key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], 1) for tensor in (key, value))
     scores = factor * (query.float() @ key.float().transpose(-2, -1))
     if key_bias is not None:
         scores = scores + key_bias[..., None, :]

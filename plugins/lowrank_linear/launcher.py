@@ -7,6 +7,7 @@ import ctypes
 import torch
 
 from dexport.plugins.lowrank_linear.shapes import check_shapes
+from dexport.plugins.shapes import require_shapes
 
 TYPES = {torch.float16: 0, torch.bfloat16: 1}
 """Of x and of everything else in 16 bits, as launcher.h numbers them."""
@@ -47,8 +48,7 @@ def request(
         ValueError: a tensor of another shape (shapes.py) or dtype than the kernels take, or one that is not contiguous.
     """
     check_shapes(x, weight, weight_scale, down, up, bias, gate, residual, activation_scale, activation_block)
-    if y.shape != (wanted := (*x.shape[:-1], weight.shape[0])):
-        raise ValueError(f"y has to be {list(wanted)}, not {list(y.shape)}")
+    require_shapes({"y": (y, [(*x.shape[:-1], weight.shape[0])])})
     tensors = (x, weight, weight_scale, down, up, bias, gate, residual, activation_scale, y)
     for name, tensor in zip(_TENSORS, tensors, strict=True):
         dtype = torch.uint8 if name == "weight" else x.dtype

@@ -1,10 +1,10 @@
-"""Which shapes the tensors of `lowrank_linear` have to have: the kernels read as many numbers as these say."""
+"""Which shapes the tensors of `lowrank_linear` have to have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
+
+from dexport.plugins.shapes import require_shapes
 
 GROUP = 64
 """Inputs that share a scale."""
@@ -35,17 +35,15 @@ def check_shapes(
     if (activation_block or weight_scale.shape[0] > 1) and inputs % GROUP:
         raise ValueError(f"x has {inputs} inputs: groups need a multiple of {GROUP}")
     groups = inputs // GROUP
-    allowed: dict[str, tuple[torch.Tensor | None, Sequence[tuple[int, ...]]]] = {
-        "weight": (weight, [(outputs, inputs // 2)]),
-        "weight_scale": (weight_scale, [(1, outputs), (groups, outputs)]),
-        "down": (down, [(rank, inputs)]),
-        "up": (up, [(outputs, rank)]),
-        "bias": (bias, [(outputs,)]),
-        "gate": (gate, [(outputs,), (*batch, 1, outputs)]),
-        "residual": (residual, [(*x.shape[:-1], outputs)]),
-        "activation_scale": (activation_scale, [(groups,) if activation_block else (1,)]),
-    }
-    for name, (tensor, shapes) in allowed.items():
-        if tensor is not None and tuple(tensor.shape) not in shapes:
-            wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-            raise ValueError(f"{name} has to be {wanted}, not {list(tensor.shape)}")
+    require_shapes(
+        {
+            "weight": (weight, [(outputs, inputs // 2)]),
+            "weight_scale": (weight_scale, [(1, outputs), (groups, outputs)]),
+            "down": (down, [(rank, inputs)]),
+            "up": (up, [(outputs, rank)]),
+            "bias": (bias, [(outputs,)]),
+            "gate": (gate, [(outputs,), (*batch, 1, outputs)]),
+            "residual": (residual, [(*x.shape[:-1], outputs)]),
+            "activation_scale": (activation_scale, [(groups,) if activation_block else (1,)]),
+        }
+    )
