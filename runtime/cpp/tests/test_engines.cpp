@@ -1,5 +1,8 @@
 #include <doctest/doctest.h>
 
+#include <cstdlib>
+#include <filesystem>
+
 #include "engines.h"
 #include "sample_bundle.h"
 
@@ -55,4 +58,27 @@ TEST_CASE("an engine is opened for the size that it was built for") {
               static_cast<void>(open_engine(bundle, "decoder", {4, 4}, backends));
           }).find("decoder: expected a size among 8x8, got 4x4") != std::string::npos);
     CHECK(open_engine(bundle, "decoder", {8, 8}, backends) != nullptr);
+}
+
+TEST_CASE("an engine of TensorRT is loaded only where it is trusted, and needs a driver") {
+    if (tensorrt_format().empty()) {
+        return;  // the presets tensorrt and tensorrt-rtx go on
+    }
+    const Folder folder, configuration;
+    ::setenv("XDG_CONFIG_HOME", configuration.path().c_str(), 1);
+    const std::filesystem::path path = write_sample_bundle(folder.path(), [](Json& manifest) {
+        Json& variant = manifest["components"]["decoder"]["variants"][0];
+        variant["format"] = tensorrt_format(), variant["native"] = true;
+    });
+    Backends backends;
+    const auto refused = [&](Trust trust) {
+        const Bundle bundle(path, Verify::full, {}, trust);
+        check_formats(bundle);
+        return refusal_of([&] { static_cast<void>(open_engine(bundle, "decoder", {4, 4}, backends)); });
+    };
+    CHECK(refused(Trust::own).find("got code from elsewhere; build it here") != std::string::npos);
+    const std::string trusted = refused(Trust::all);
+    CHECK((trusted.find("CUDA: expected an NVIDIA GPU") == 0 ||
+           trusted.find("decoder: expected an engine for this GPU") != std::string::npos));
+    ::unsetenv("XDG_CONFIG_HOME");
 }
