@@ -25,7 +25,7 @@ TEST_CASE("an engine for another GPU is refused before it is loaded") {
           }) == "b.dxb: vae: expected an engine for this GPU (SM110), got an engine for SM86, SM87; rebuild the bundle for this machine");
 }
 
-TEST_CASE("why an engine does not load: its version, or the memory") {
+TEST_CASE("why an engine does not load: its version, the memory, or the driver") {
     const std::string version = "The engine plan file is not compatible with this version of TensorRT, expecting library version 10.3.0";
     const Error other = load_error("b.dxb: vae", 87, version, 10 * mebibyte, 100 * mebibyte);
     CHECK(other.code() == Code::user);
@@ -38,4 +38,7 @@ TEST_CASE("why an engine does not load: its version, or the memory") {
         CHECK(std::string(full.what()).find("expected 3 MiB of GPU memory for weights, got 5 MiB free") != std::string::npos);
     }
     CHECK(load_error("vae", 87, "", 6 * mebibyte, 5 * mebibyte).code() == Code::failure);
+    const Error old = load_error("vae", 87, "cudaError 35: CUDA driver version is insufficient for CUDA runtime version", 10, 100);
+    CHECK(old.code() == Code::user);
+    CHECK(std::string(old.what()).find("; install a newer NVIDIA driver") != std::string::npos);
 }

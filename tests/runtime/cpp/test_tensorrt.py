@@ -115,12 +115,12 @@ def test_a_machine_without_a_driver_is_told_in_one_line(load_plan: Path, tmp_pat
 
 
 def test_tensorrt_rtx_starts_and_its_reasons_arrive(load_plan: Path, cpp_build: Path, tmp_path: Path) -> None:
-    """With the tests' library in place of the driver, which is enough to start it and to have a damaged engine refused."""
+    """With the tests' library in place of the driver: enough to start, to have a damaged engine refused, and to be found too old."""
     (tmp_path / "libcuda.so.1").symlink_to(cpp_build / "tests" / "libfake_cuda.so")
     plan = tmp_path / "toy.plan"
     plan.write_bytes(bytes(100_000))
     code, lines = _said(load_plan, plan, tmp_path)
     assert code == 2
     assert lines[0] == "tensorrt-rtx started" and len(lines) == 2
-    assert lines[1].startswith("toy.plan: expected an engine for this GPU (SM87), got IRuntime::deserializeCudaEngine: ")
-    assert "kEXPECTED_MAGIC_TAG" in lines[1] and lines[1].endswith("; rebuild the bundle for this machine")
+    assert lines[1].startswith("toy.plan: expected an NVIDIA driver that is new enough for this TensorRT, got IRuntime::deserialize")
+    assert "kEXPECTED_MAGIC_TAG" in lines[1] and lines[1].endswith("; install a newer NVIDIA driver")

@@ -40,6 +40,9 @@ void check_sm(const std::string& where, int sm, const std::vector<int>& sms) {
 }
 
 Error load_error(const std::string& where, int sm, const std::string& log, std::size_t bytes, std::size_t free) {
+    if (log.find("driver version is insufficient") != std::string::npos) {  // error 35 of CUDA
+        return user_error(where, "an NVIDIA driver that is new enough for this TensorRT", log, "install a newer NVIDIA driver");
+    }
     std::string letters;  // "OutOfMemory", "out of memory"
     std::copy_if(log.begin(), log.end(), std::back_inserter(letters), [](unsigned char each) { return std::isalpha(each) != 0; });
     std::transform(letters.begin(), letters.end(), letters.begin(), [](unsigned char each) { return std::tolower(each); });

@@ -20,7 +20,8 @@ namespace dexport {
 /// Refuses an engine that was built for other GPUs; `sms` are compute capabilities times ten, none means any.
 void check_sm(const std::string& where, int sm, const std::vector<int>& sms);
 
-/// Why TensorRT did not load an engine of `bytes`: no room for it, if the device has less or the log says so, else a misfit.
+/// Why TensorRT did not load an engine of `bytes`: the driver is older than its CUDA, or there is no room, if the log says so or the
+/// device has less; else a misfit.
 [[nodiscard]] Error load_error(const std::string& where, int sm, const std::string& log, std::size_t bytes, std::size_t free);
 
 }  // namespace dexport
