@@ -4,19 +4,12 @@
 #include <string>
 
 #include "sample_bundle.h"
+#include "sample_files.h"
 #include "tensor_file.h"
 
 using namespace dexport;
 
 namespace {
-
-std::string file_of(const std::string& header, const std::string& data) {
-    std::string text(8, '\0');
-    for (std::size_t index = 0; index < 8; ++index) {
-        text[index] = static_cast<char>(header.size() >> (8 * index) & 255);
-    }
-    return text + header + data;
-}
 
 Tensors read(std::string& text) {
     return tensors_from_bytes(reinterpret_cast<std::byte*>(text.data()), text.size(), "x");
@@ -29,10 +22,7 @@ std::string refusal(std::string text) {
 }  // namespace
 
 TEST_CASE("tensors are views in the order of their data") {
-    std::string text = file_of(
-        R"({"b": {"dtype": "U8", "shape": [2], "data_offsets": [4, 6]}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},)"
-        R"( "__metadata__": {"x": "y"}, "e": {"dtype": "I8", "shape": [0], "data_offsets": [6, 6]}})",
-        std::string("\0\0\x80\x3f", 4) + "\1\2");
+    std::string text = sample_tensor_file();
     const Tensors tensors = read(text);
     CHECK(tensors.size() == 3);
     float one = 0;  // files align nothing
@@ -46,15 +36,15 @@ TEST_CASE("hostile files are refused") {
     const std::string end = "; get the bundle again or rebuild it";
     CHECK(refusal("abc") == "x: expected a header of at least 8 bytes, got 3 bytes" + end);
     CHECK(refusal(std::string(8, '\xff')) == "x: expected a header of at most 0 bytes, got 18446744073709551615" + end);
-    CHECK(refusal(file_of("[]", "")) == "x: expected a JSON object as header, got a list of 0" + end);
-    CHECK(refusal(file_of("{}", "x")) == "x: expected 0 bytes of data, got 1" + end);
-    CHECK(refusal(file_of(R"({"a": 1})", "")).find("expected the keys dtype, shape and data_offsets, got 1") != std::string::npos);
-    CHECK(refusal(file_of(R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}})", "abcd")) ==
+    CHECK(refusal(tensor_file("[]", "")) == "x: expected a JSON object as header, got a list of 0" + end);
+    CHECK(refusal(tensor_file("{}", "x")) == "x: expected 0 bytes of data, got 1" + end);
+    CHECK(refusal(tensor_file(R"({"a": 1})", "")).find("expected the keys dtype, shape and data_offsets, got 1") != std::string::npos);
+    CHECK(refusal(tensor_file(R"({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}})", "abcd")) ==
           "x: a: expected 8 bytes for F32 [2], got 4" + end);
-    CHECK(refusal(file_of(R"({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}})", "abcd"))
+    CHECK(refusal(tensor_file(R"({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}})", "abcd"))
               .find("lists of whole numbers, got shape [-1]") != std::string::npos);
-    CHECK(refusal(file_of(R"({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}})", "ab")) ==
+    CHECK(refusal(tensor_file(R"({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}})", "ab")) ==
           "x: a: expected data from byte 0, at most to byte 2, got 1 to 2" + end);
     // The product of the sizes is 0 modulo 2^64.
-    CHECK(!refusal(file_of(R"({"a": {"dtype": "F64", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}})", "")).empty());
+    CHECK(!refusal(tensor_file(R"({"a": {"dtype": "F64", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}})", "")).empty());
 }

@@ -3,26 +3,13 @@
 #include <string>
 
 #include "error.h"
+#include "sample_files.h"
 #include "text/tokens.h"
 
 using namespace dexport;
 using namespace dexport::text;
 
 namespace {
-
-/// A tokenizer of whole words with four tokens per prompt, changed by a JSON merge patch.
-std::string tokenizer_json(const std::string& patch = "{}") {
-    Json json = Json::parse(R"({
-        "version": "1.0",
-        "model": {"type": "WordLevel", "vocab": {"<pad>": 0, "a": 1, "red": 2, "circle": 3, "<unk>": 4, "</s>": 5}, "unk_token": "<unk>"},
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": {"type": "BertProcessing", "cls": ["<pad>", 0], "sep": ["</s>", 5]},
-        "truncation": {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0},
-        "padding": {"strategy": {"Fixed": 5}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_token": "<pad>"}
-    })");
-    json.merge_patch(Json::parse(patch));
-    return json.dump();
-}
 
 std::string refusal(const std::string& json) {
     try {
@@ -37,7 +24,7 @@ std::string refusal(const std::string& json) {
 }  // namespace
 
 TEST_CASE("prompts become rows of ids and masks, and what is cut off is named") {
-    const Tokens tokens = tokenize(Tokenizer(tokenizer_json(), "t.json"), {"a red circle", "", "a red circle a blue"}, "t5");
+    const Tokens tokens = tokenize(Tokenizer(sample_tokenizer(), "t.json"), {"a red circle", "", "a red circle a blue"}, "t5");
     CHECK(tokens.length == 5);
     CHECK(tokens.ids == std::vector<std::int64_t>{0, 1, 2, 3, 5, 0, 5, 0, 0, 0, 0, 1, 2, 3, 5});
     CHECK(tokens.mask == std::vector<std::int64_t>{1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1});
@@ -46,14 +33,14 @@ TEST_CASE("prompts become rows of ids and masks, and what is cut off is named") 
 }
 
 TEST_CASE("rows of different lengths are refused") {
-    const Tokenizer tokenizer(tokenizer_json(R"({"padding": null})"), "t.json");
+    const Tokenizer tokenizer(sample_tokenizer(R"({"padding": null})"), "t.json");
     CHECK(tokenize(tokenizer, {"a red"}, "t5").length == 4);
     CHECK_THROWS_WITH_AS(static_cast<void>(tokenize(tokenizer, {"a", "a red"}, "t5")),
                          "tokenizer t5: expected the same number of tokens for every prompt, got 3 and 4; rebuild the bundle", Error);
 }
 
 TEST_CASE("a prompt that is no text is refused") {
-    const Tokenizer tokenizer(tokenizer_json(), "t.json");
+    const Tokenizer tokenizer(sample_tokenizer(), "t.json");
     for (const char* text : {"\xff", "a\xc3", "\xed\xa0\x80", "\xc0\x80"}) {
         CHECK_THROWS_AS(static_cast<void>(tokenizer.encode(text)), Error);
     }
@@ -61,7 +48,7 @@ TEST_CASE("a prompt that is no text is refused") {
 }
 
 TEST_CASE("a word that nothing stands for is an error of the prompt") {
-    const Tokenizer tokenizer(tokenizer_json(R"({"model": {"unk_token": "?"}})"), "t.json");
+    const Tokenizer tokenizer(sample_tokenizer(R"({"model": {"unk_token": "?"}})"), "t.json");
     CHECK_THROWS_WITH(
         static_cast<void>(tokenizer.encode("a blue")),
         "t.json: expected tokens for every text, got an unknown word, and no token for those; change the prompt, or rebuild the bundle");
@@ -70,13 +57,13 @@ TEST_CASE("a word that nothing stands for is an error of the prompt") {
 TEST_CASE("what this runtime cannot do is named") {
     const std::string start = "t.json: expected a tokenizer that this runtime can do, got ";
     const std::string end = "; give token ids instead of a prompt, or run the bundle with Python";
-    CHECK(refusal(tokenizer_json(R"({"normalizer": {"type": "Nmt"}})")) == start + "the normalizer Nmt" + end);
-    CHECK(refusal(tokenizer_json(R"({"pre_tokenizer": {"type": "UnicodeScripts"}})")) == start + "the pre-tokenizer UnicodeScripts" + end);
-    CHECK(refusal(tokenizer_json(R"({"model": {"type": "Other"}})")) == start + "the model Other" + end);
-    CHECK(refusal(tokenizer_json(R"({"post_processor": {"type": "Other"}})")) == start + "the post-processor Other" + end);
-    CHECK(refusal(tokenizer_json(R"({"model": {"type": "BPE", "merges": [], "dropout": 0.1}})")) ==
+    CHECK(refusal(sample_tokenizer(R"({"normalizer": {"type": "Nmt"}})")) == start + "the normalizer Nmt" + end);
+    CHECK(refusal(sample_tokenizer(R"({"pre_tokenizer": {"type": "UnicodeScripts"}})")) == start + "the pre-tokenizer UnicodeScripts" + end);
+    CHECK(refusal(sample_tokenizer(R"({"model": {"type": "Other"}})")) == start + "the model Other" + end);
+    CHECK(refusal(sample_tokenizer(R"({"post_processor": {"type": "Other"}})")) == start + "the post-processor Other" + end);
+    CHECK(refusal(sample_tokenizer(R"({"model": {"type": "BPE", "merges": [], "dropout": 0.1}})")) ==
           start + "a BPE model with dropout" + end);
-    CHECK(refusal(tokenizer_json(R"({"truncation": {"strategy": "OnlySecond"}})")) == start + "the truncation OnlySecond" + end);
+    CHECK(refusal(sample_tokenizer(R"({"truncation": {"strategy": "OnlySecond"}})")) == start + "the truncation OnlySecond" + end);
 }
 
 TEST_CASE("a file that is no tokenizer is refused, whatever is wrong with it") {
@@ -106,7 +93,7 @@ TEST_CASE("a file that is no tokenizer is refused, whatever is wrong with it") {
              R"({"added_tokens": 1})",
          }) {
         CAPTURE(patch);
-        CHECK(refusal(tokenizer_json(patch)).rfind("t.json: expected a tokenizer.json, got ", 0) == 0);
+        CHECK(refusal(sample_tokenizer(patch)).rfind("t.json: expected a tokenizer.json, got ", 0) == 0);
     }
     CHECK(refusal("[]").rfind("t.json: expected a tokenizer.json, got ", 0) == 0);
     CHECK(refusal("{").rfind("t.json: expected well-formed JSON in UTF-8, got ", 0) == 0);
@@ -115,7 +102,7 @@ TEST_CASE("a file that is no tokenizer is refused, whatever is wrong with it") {
 TEST_CASE("a charsmap that leads out of itself is an error of the file") {
     // A trie of one unit: label 0, an offset that every byte leaves.
     const std::string patch = R"({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAEAAA="}})";
-    const Tokenizer tokenizer(tokenizer_json(patch), "t.json");
+    const Tokenizer tokenizer(sample_tokenizer(patch), "t.json");
     CHECK_THROWS_WITH(
         static_cast<void>(tokenizer.encode("a")),
         "t.json: expected tokens for every text, got a charsmap whose trie leads out of itself; change the prompt, or rebuild the bundle");
