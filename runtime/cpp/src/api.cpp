@@ -4,7 +4,6 @@
 #include <exception>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <string>
 
@@ -18,8 +17,6 @@ struct dexport_pipeline {
     dexport_pipeline(dexport::Bundle bundle, bool keep) : pipeline(std::move(bundle), keep) {}
 
     dexport::Pipeline pipeline;
-    std::mutex programs;  // guards what queries read on demand
-    std::map<std::string, dexport::Program> queried;
 };
 
 struct dexport_result {
@@ -213,15 +210,10 @@ Request request_from(const dexport_request& given, dexport_pipeline* pipeline) {
     return request;
 }
 
-/// A program for queries, which may come while a run reads its own.
-const Program& queried_program(dexport_pipeline& pipeline, std::size_t index) {
+const Program& program_at(dexport_pipeline& pipeline, std::size_t index) {
     const std::vector<ProgramEntry>& entries = pipeline.pipeline.bundle().manifest().programs;
     check_index("program", index, entries.size());
-    const std::lock_guard<std::mutex> lock(pipeline.programs);
-    const auto found = pipeline.queried.find(entries[index].file);
-    return found != pipeline.queried.end()
-               ? found->second
-               : pipeline.queried.emplace(entries[index].file, load_program(pipeline.pipeline.bundle(), entries[index])).first->second;
+    return pipeline.pipeline.program(entries[index]);
 }
 
 }  // namespace
@@ -312,7 +304,7 @@ dexport_status dexport_text_at(const dexport_pipeline* pipeline, size_t index, d
 dexport_status dexport_program_at(dexport_pipeline* pipeline, size_t index, dexport_program_info* info) {
     return guarded([&] {
         require(pipeline, "pipeline");
-        const Program& program = queried_program(*pipeline, index);
+        const Program& program = program_at(*pipeline, index);
         const ProgramEntry& entry = pipeline->pipeline.bundle().manifest().programs[index];
         write_struct(info, {0, entry.steps, entry.size.first, entry.size.second, entry.guided ? 1 : 0, program.request.size()},
                      "dexport_program_info");
@@ -322,7 +314,7 @@ dexport_status dexport_program_at(dexport_pipeline* pipeline, size_t index, dexp
 dexport_status dexport_input(dexport_pipeline* pipeline, size_t program, size_t index, dexport_input_info* info) {
     return guarded([&] {
         require(pipeline, "pipeline");
-        const Program& wanted = queried_program(*pipeline, program);
+        const Program& wanted = program_at(*pipeline, program);
         check_index("input", index, wanted.request.size());
         const std::string& name = wanted.request[index];
         const Buffer& buffer = wanted.buffers.find(name)->second;

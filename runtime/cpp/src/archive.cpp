@@ -13,6 +13,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "little_endian.h"
 #include "manifest.h"
 
 namespace dexport {
@@ -53,13 +54,9 @@ std::string at_byte(const std::string& what, std::uint64_t offset) {
     return what + std::to_string(offset);
 }
 
-/// The little-endian number of `bytes` bytes at `offset`.
+/// The number of `bytes` bytes at `offset`.
 std::uint64_t number(std::string_view data, std::size_t offset, std::size_t bytes) {
-    std::uint64_t value = 0;
-    for (std::size_t index = bytes; index-- > 0;) {
-        value = value << 8 | static_cast<unsigned char>(data[offset + index]);
-    }
-    return value;
+    return little_endian(data.substr(offset, bytes));
 }
 
 /// Reads the pieces of one archive that say where its entries lie.

@@ -16,7 +16,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t chunk_bytes = 1 << 20, max_read_bytes = 256 << 20;
-constexpr const char* rebuild = "get the bundle again or rebuild it";
 
 Error changed(const Extent& extent, const std::string& got) {
     return failure(extent.file.string(), "the file as it was when the bundle was opened", got, "open the bundle again");
@@ -79,7 +78,7 @@ Extents list(const fs::path& path) {
     }
     Extents extents = list_archive(path);
     if (extents.count(manifest_name) == 0) {
-        throw user_error(where, std::string("a bundle with ") + manifest_name, "an archive without", rebuild);
+        throw user_error(where, std::string("a bundle with ") + manifest_name, "an archive without", get_again);
     }
     return extents;
 }
@@ -94,7 +93,7 @@ Bundle::Bundle(const fs::path& path, Verify verify, const ReadProgress& progress
         const std::string where = name(manifest_name);
         if (found->second.bytes > max_manifest_bytes) {
             throw user_error(where, "at most " + std::to_string(max_manifest_bytes) + " bytes", std::to_string(found->second.bytes),
-                             rebuild);
+                             get_again);
         }
         manifest_ = manifest_from_json(read_extent(found->second), where);
         native_ = manifest_.native_files();
@@ -119,10 +118,10 @@ void Bundle::check_files() const {
         const auto found = extents_.find(relative);
         const std::string expected = std::to_string(entry.bytes) + " bytes";
         if (found == extents_.end()) {
-            throw user_error(name(relative), "a file of " + expected, "no such file", rebuild);
+            throw user_error(name(relative), "a file of " + expected, "no such file", get_again);
         }
         if (found->second.bytes != entry.bytes) {
-            throw user_error(name(relative), expected, std::to_string(found->second.bytes), rebuild);
+            throw user_error(name(relative), expected, std::to_string(found->second.bytes), get_again);
         }
     }
     for (const auto& item : extents_) {
@@ -157,14 +156,14 @@ void Bundle::check_hash(const std::string& relative, const std::string& sha256, 
         }
     });
     if (const std::string got = hash.hexadecimal(); got != sha256) {
-        throw user_error(name(relative), "sha256 " + sha256, got, rebuild);
+        throw user_error(name(relative), "sha256 " + sha256, got, get_again);
     }
 }
 
 const Extent& Bundle::extent(const std::string& relative) const {
     const auto found = extents_.find(relative);
     if (found == extents_.end()) {
-        throw user_error(name(relative), "a file of the bundle", "none of that name", rebuild);
+        throw user_error(name(relative), "a file of the bundle", "none of that name", get_again);
     }
     return found->second;
 }
@@ -194,7 +193,7 @@ std::shared_ptr<const Mapping> Bundle::map(const std::string& relative) const {
 std::string Bundle::read(const std::string& relative) const {
     const Extent& place = released(relative);
     if (place.bytes > max_read_bytes) {
-        throw user_error(name(relative), "at most " + std::to_string(max_read_bytes) + " bytes", std::to_string(place.bytes), rebuild);
+        throw user_error(name(relative), "at most " + std::to_string(max_read_bytes) + " bytes", std::to_string(place.bytes), get_again);
     }
     return read_extent(place);
 }

@@ -1,5 +1,7 @@
 #include "error.h"
 
+#include <algorithm>
+
 namespace dexport {
 
 Error::Error(Code code, const std::string& where, const std::string& expected, const std::string& got, const std::string& fix)
@@ -11,6 +13,16 @@ Error user_error(const std::string& where, const std::string& expected, const st
 
 Error failure(const std::string& where, const std::string& expected, const std::string& got, const std::string& fix) {
     return {Code::failure, where, expected, got, fix};
+}
+
+std::string sorted_text(std::vector<std::string> names) {
+    constexpr std::size_t most = 20;
+    std::sort(names.begin(), names.end());
+    std::string text;
+    for (std::size_t index = 0; index < std::min(names.size(), most); ++index) {
+        text += (index == 0 ? "" : ", ") + names[index];
+    }
+    return names.empty() ? "(none)" : names.size() > most ? text + ", ..." : text;
 }
 
 std::string reason_of(const std::exception& error) {

@@ -3,6 +3,9 @@
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace dexport {
 
@@ -31,6 +34,26 @@ private:
 
 /// An `Error` of `Code::failure`.
 [[nodiscard]] Error failure(const std::string& where, const std::string& expected, const std::string& got, const std::string& fix);
+
+/// The fix for a file that is not as it was written.
+inline constexpr const char* get_again = "get the bundle again or rebuild it";
+
+/// Up to 20 names in alphabetical order: "a, b", "(none)".
+[[nodiscard]] std::string sorted_text(std::vector<std::string> names);
+
+/// Likewise of anything whose elements are texts or pairs that begin with one.
+template <typename Names>
+[[nodiscard]] std::string names_text(const Names& names) {
+    std::vector<std::string> list;
+    for (const auto& item : names) {
+        if constexpr (std::is_convertible_v<decltype(item), std::string>) {
+            list.push_back(item);
+        } else {
+            list.push_back(item.first);
+        }
+    }
+    return sorted_text(std::move(list));
+}
 
 /// What another library says went wrong, as one line: its last; those before are places in its source.
 [[nodiscard]] std::string reason_of(const std::exception& error);

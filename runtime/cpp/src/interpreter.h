@@ -14,12 +14,6 @@
 
 namespace dexport {
 
-/// A tensor and the memory that it lies in.
-struct OwnedTensor {
-    Tensor tensor;
-    Memory memory;
-};
-
 /// Finds a live buffer by its name; null if there is none. What it finds is valid until the callback that got it returns.
 using FindBuffer = std::function<const Tensor*(const std::string&)>;
 

@@ -155,7 +155,7 @@ private:
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& where, std::size_t max_bytes) {
-    const std::string fix = "get the bundle again or rebuild it";
+    const std::string fix = get_again;
     if (text.size() > max_bytes) {
         throw user_error(where, "at most " + std::to_string(max_bytes) + " bytes of JSON", std::to_string(text.size()) + " bytes", fix);
     }

@@ -9,7 +9,6 @@
 namespace dexport {
 namespace {
 
-constexpr const char* rebuild = "get the bundle again or rebuild it";
 
 const Schema& schema() {
     static const Schema instance(
@@ -39,7 +38,7 @@ void check_collisions(const Json& files, const std::string& where) {
             const std::string& other = spelling.emplace(lower(prefix), kind).first->second;
             if (other != kind) {
                 const std::string got = "'" + shown(other) + "' and '" + shown(kind) + "'";
-                throw user_error(where, "file names that differ by more than case", got, rebuild);
+                throw user_error(where, "file names that differ by more than case", got, get_again);
             }
             if (end == std::string::npos) {
                 break;
@@ -118,7 +117,7 @@ private:
     }
 
     void refuse(const std::string& place, const std::string& expected, const std::string& got) const {
-        throw user_error(where_ + ": " + place, expected, got, rebuild);
+        throw user_error(where_ + ": " + place, expected, got, get_again);
     }
 
     const Json& document_;
@@ -267,7 +266,7 @@ Manifest manifest_from_json(std::string_view text, const std::string& where) {
 void check_path(const std::string& path, const std::string& where) {
     const Json& rule = schema().part("#/$defs/path");
     if (!schema().accepts(rule, Json(path))) {
-        throw user_error(where, rule.at("description").get<std::string>(), "'" + shown(path) + "'", rebuild);
+        throw user_error(where, rule.at("description").get<std::string>(), "'" + shown(path) + "'", get_again);
     }
 }
 

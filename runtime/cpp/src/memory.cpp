@@ -2,7 +2,16 @@
 
 #include <sys/resource.h>
 
+#include <utility>
+
 namespace dexport {
+
+OwnedTensor owned_tensor(Dtype dtype, Shape shape) {
+    OwnedTensor owned{{dtype, std::move(shape), nullptr}, {}};
+    owned.memory = Memory(owned.tensor.bytes());
+    owned.tensor.data = owned.memory.data();
+    return owned;
+}
 
 std::size_t peak_memory_bytes() {
     struct rusage usage {};

@@ -5,6 +5,8 @@
 #include <memory>
 #include <new>
 
+#include "tensor.h"
+
 namespace dexport {
 
 /// Zeroed memory for the numbers of one tensor, aligned for vector instructions.
@@ -26,6 +28,15 @@ private:
     };
     std::unique_ptr<std::byte, Free> data_;
 };
+
+/// A tensor and the memory that it lies in.
+struct OwnedTensor {
+    Tensor tensor;
+    Memory memory;
+};
+
+/// A tensor of zeros.
+[[nodiscard]] OwnedTensor owned_tensor(Dtype dtype, Shape shape);
 
 /// The largest resident set of this process so far, in bytes; 0 where the system does not say.
 [[nodiscard]] std::size_t peak_memory_bytes();

@@ -98,8 +98,7 @@ std::unique_ptr<Noise> noise_of(const Request& request, std::int64_t pictures) {
 }
 
 OwnedTensor copy_of(const Tensor& tensor) {
-    OwnedTensor copy{tensor, Memory(tensor.bytes())};
-    copy.tensor.data = copy.memory.data();
+    OwnedTensor copy = owned_tensor(tensor.dtype, tensor.shape);
     std::memcpy(copy.tensor.data, tensor.data, tensor.bytes());
     return copy;
 }
@@ -119,9 +118,7 @@ OwnedTensor joined_frames(const std::vector<OwnedTensor>& results, const std::st
     Shape shape = results.at(0).tensor.shape;
     const std::int64_t pictures = shape[0];
     const Shape picture(shape.end() - 3, shape.end());
-    OwnedTensor joined{{Dtype::uint8, {pictures, frames, picture[0], picture[1], picture[2]}, nullptr}, {}};
-    joined.memory = Memory(joined.tensor.bytes());
-    joined.tensor.data = joined.memory.data();
+    OwnedTensor joined = owned_tensor(Dtype::uint8, {pictures, frames, picture[0], picture[1], picture[2]});
     std::byte* target = joined.tensor.data;
     for (std::int64_t index = 0; index < pictures; ++index) {
         for (const OwnedTensor& result : results) {
@@ -134,12 +131,6 @@ OwnedTensor joined_frames(const std::vector<OwnedTensor>& results, const std::st
 }
 
 }  // namespace
-
-Program load_program(const Bundle& bundle, const ProgramEntry& entry) {
-    Program program = program_from_json(bundle.read(entry.file), bundle.path() + ": " + entry.file);
-    check_program(program, bundle.manifest().components);
-    return program;
-}
 
 /// Opens the engine of a component when it first runs, and counts the seconds of both.
 class Pipeline::TimedEngine final : public Engine {
@@ -181,7 +172,13 @@ Pipeline::Pipeline(Bundle bundle, bool keep) : bundle_(std::move(bundle)), keep_
 
 const Program& Pipeline::program(const ProgramEntry& entry) {
     const auto found = programs_.find(entry.file);
-    return found != programs_.end() ? found->second : programs_.emplace(entry.file, load_program(bundle_, entry)).first->second;
+    const std::lock_guard<std::mutex> lock(reading_);
+    if (found != programs_.end()) {
+        return found->second;
+    }
+    Program program = program_from_json(bundle_.read(entry.file), bundle_.path() + ": " + entry.file);
+    check_program(program, bundle_.manifest().components);
+    return programs_.emplace(entry.file, std::move(program)).first->second;
 }
 
 Output Pipeline::run(const Request& request) {
@@ -196,10 +193,10 @@ Output Pipeline::run(const Request& request) {
                 pipeline.engines_.clear();
             }
             pipeline.running_ = false;
+            pipeline.cancelled_ = false;  // not at the start: a cancel may come before it
         }
     };
     const Ending ending{*this};
-    cancelled_ = false;
     return run_alone(request);
 }
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -45,9 +46,6 @@ struct Output {
     std::string program;
 };
 
-/// Reads and checks one program of a bundle.
-[[nodiscard]] Program load_program(const Bundle& bundle, const ProgramEntry& entry);
-
 /// Runs the programs of one bundle. One run at a time; `cancel` from any thread.
 class Pipeline {
 public:
@@ -61,8 +59,11 @@ public:
     /// gave NaN; Code::cancelled; Code::busy: another run goes on.
     [[nodiscard]] Output run(const Request& request);
 
-    /// Makes the current run stop before its next instruction; from any thread, also from a callback.
+    /// Makes the current run stop before its next instruction, or the next run before its first; from any thread, also from a callback.
     void cancel() { cancelled_ = true; }
+
+    /// Reads and checks a program of the manifest when it is first asked for; from any thread, also during a run.
+    [[nodiscard]] const Program& program(const ProgramEntry& entry);
 
 private:
     class TimedEngine;
@@ -73,7 +74,6 @@ private:
     };
 
     [[nodiscard]] Output run_alone(const Request& request);
-    [[nodiscard]] const Program& program(const ProgramEntry& entry);
     [[nodiscard]] Chosen choose(const Request& request) const;
     [[nodiscard]] std::map<std::string, OwnedTensor> fill_request(const Request& request, const Chosen& chosen, const Program& program,
                                                                   std::int64_t pictures);
@@ -85,6 +85,7 @@ private:
     Backends backends_;
     std::map<std::pair<std::string, Size>, std::unique_ptr<Engine>> engines_;
     std::map<std::string, std::unique_ptr<text::Tokenizer>> tokenizers_;
+    std::mutex reading_;  // guards programs_, which only grows
     std::map<std::string, Program> programs_;
     std::atomic<bool> running_ = false;
     std::atomic<bool> cancelled_ = false;

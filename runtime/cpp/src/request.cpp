@@ -90,14 +90,12 @@ void put_as(Dtype dtype, std::byte* target, std::size_t index, double value) {
 /// Memory for a buffer of the program, if `count` numbers fill it.
 OwnedTensor new_buffer(const Program& program, const std::string& name, std::int64_t batch, std::size_t count) {
     const Buffer& declared = program.buffers.find(name)->second;
-    OwnedTensor owned{{declared.dtype, declared.shape(batch), nullptr}, {}};
-    if (owned.tensor.elements() != count) {
-        const std::string expected = std::to_string(owned.tensor.elements()) + " numbers for shape " + shape_text(owned.tensor.shape);
+    Shape shape = declared.shape(batch);
+    if (elements_of(shape) != count) {
+        const std::string expected = std::to_string(elements_of(shape)) + " numbers for shape " + shape_text(shape);
         throw user_error("request '" + name + "'", expected, std::to_string(count), "give as many");
     }
-    owned.memory = Memory(owned.tensor.bytes());
-    owned.tensor.data = owned.memory.data();
-    return owned;
+    return owned_tensor(declared.dtype, std::move(shape));
 }
 
 }  // namespace

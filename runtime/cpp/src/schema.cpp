@@ -1,7 +1,5 @@
 #include "schema.h"
 
-#include <oniguruma.h>
-
 #include <algorithm>
 #include <functional>
 #include <optional>
@@ -24,10 +22,12 @@ std::size_t length_of(const std::string& text) {
     return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char byte) { return (byte & 0xC0) != 0x80; }));
 }
 
-bool matches(re_pattern_buffer* pattern, const std::string& text) {
-    const auto* begin = reinterpret_cast<const OnigUChar*>(text.data());
-    const auto* end = begin + text.size();
-    return onig_search(pattern, begin, end, begin, end, nullptr, ONIG_OPTION_NONE) >= 0;
+bool matches(const RegularExpression& pattern, const std::string& text) {
+    try {
+        return pattern.find(text).has_value();
+    } catch (const ExpressionError&) {  // a text that takes too many tries is none that a schema means
+        return false;
+    }
 }
 
 /// A value or a list of them, joined: of `enum`, `type` and properties.
@@ -193,7 +193,7 @@ private:
             const auto& text = value.get_ref<const std::string&>();
             return rule == "maxLength"
                        ? length_of(text) <= asked.get<std::size_t>()
-                       : rule != "pattern" || matches(schema_.patterns_.find(asked.get_ref<const std::string&>())->second.get(), text);
+                       : rule != "pattern" || matches(schema_.patterns_.find(asked.get_ref<const std::string&>())->second, text);
         }
         if (value.is_array()) {
             return rule == "minItems"   ? value.size() >= asked.get<std::size_t>()
@@ -247,24 +247,17 @@ const std::set<std::string, std::less<>> keywords = {
     "uniqueItems",
 };
 
-re_pattern_buffer* compiled(const std::string& pattern) {
-    const auto* begin = reinterpret_cast<const OnigUChar*>(pattern.data());
-    re_pattern_buffer* result = nullptr;
-    // Perl's syntax: ^ and $ are those of the whole text, $ also before a last line break, as in Python.
-    if (onig_new(&result, begin, begin + pattern.size(), ONIG_OPTION_NONE, ONIG_ENCODING_UTF8, ONIG_SYNTAX_PERL, nullptr) != ONIG_NORMAL) {
+RegularExpression compiled(const std::string& pattern) {
+    try {
+        return {pattern, Syntax::perl};
+    } catch (const ExpressionError&) {
         throw std::logic_error("the schema's pattern " + pattern);
     }
-    return result;
 }
 
 }  // namespace
 
 Schema::Schema(std::string_view text) : root_(Json::parse(text)) {
-    static const int ready = [] {
-        OnigEncoding encodings[] = {ONIG_ENCODING_UTF8};
-        return onig_initialize(encodings, 1);
-    }();
-    static_cast<void>(ready);
     prepare(root_);
 }
 
@@ -281,7 +274,7 @@ void Schema::prepare(const Json& node) {
             references_[reference] = &root_.at(Json::json_pointer(reference.substr(1)));
         } else if (rule == "pattern") {
             const auto& pattern = item.value().get_ref<const std::string&>();
-            patterns_.emplace(pattern, Pattern(compiled(pattern), onig_free));
+            patterns_.emplace(pattern, compiled(pattern));
         } else if (rule == "properties" || rule == "$defs" || rule == "allOf" || rule == "oneOf" || rule == "prefixItems") {
             for (const Json& each : item.value()) {
                 prepare(each);
@@ -331,7 +324,7 @@ void Schema::check(const Json& document, const std::string& where) const {
     } else if (rule == "type" && !schema->contains("description")) {
         expected = "JSON of type " + joined(*value, " or ");
     }
-    throw user_error(place.empty() ? where : where + ": " + place, expected, got, "get the bundle again or rebuild it");
+    throw user_error(place.empty() ? where : where + ": " + place, expected, got, get_again);
 }
 
 void check_version(const Json& document, const std::string& what, int newest, const std::string& where) {

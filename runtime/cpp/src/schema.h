@@ -1,14 +1,12 @@
 #pragma once
 
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "json.h"
-
-struct re_pattern_buffer;  // a compiled pattern of oniguruma
+#include "regular_expression.h"
 
 namespace dexport {
 
@@ -36,13 +34,12 @@ public:
 private:
     struct Violation;
     class Search;
-    using Pattern = std::unique_ptr<re_pattern_buffer, void (*)(re_pattern_buffer*)>;
 
     void prepare(const Json& node);
 
     Json root_;
     std::map<std::string, const Json*, std::less<>> references_;
-    std::map<std::string, Pattern, std::less<>> patterns_;
+    std::map<std::string, RegularExpression, std::less<>> patterns_;
 };
 
 /// Refuses a document of a newer schema, whose rules are not known here; `what` it describes: "bundle".

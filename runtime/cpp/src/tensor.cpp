@@ -58,10 +58,6 @@ std::size_t bytes_of(Dtype dtype) {
     return kind_of(dtype).bytes;
 }
 
-bool is_float(Dtype dtype) {
-    return dtype == Dtype::float16 || dtype == Dtype::float32 || dtype == Dtype::float64;
-}
-
 std::size_t elements_of(const Shape& shape) {
     std::size_t count = 1;
     for (const std::int64_t size : shape) {
@@ -80,16 +76,6 @@ std::string shape_text(const Shape& shape) {
 
 std::string kind_text(Dtype dtype, const Shape& shape) {
     return std::string(name_of(dtype)) + " " + shape_text(shape);
-}
-
-std::string sorted_text(std::vector<std::string> names) {
-    constexpr std::size_t most = 20;
-    std::sort(names.begin(), names.end());
-    std::string text;
-    for (std::size_t index = 0; index < std::min(names.size(), most); ++index) {
-        text += (index == 0 ? "" : ", ") + names[index];
-    }
-    return names.empty() ? "(none)" : names.size() > most ? text + ", ..." : text;
 }
 
 }  // namespace dexport

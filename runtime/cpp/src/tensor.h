@@ -32,8 +32,6 @@ struct Tensor {
 /// Bytes of one element.
 [[nodiscard]] std::size_t bytes_of(Dtype dtype);
 
-[[nodiscard]] bool is_float(Dtype dtype);
-
 /// Elements of a tensor of that shape.
 [[nodiscard]] std::size_t elements_of(const Shape& shape);
 
@@ -42,24 +40,5 @@ struct Tensor {
 
 /// "float32 [1, 4, 8]".
 [[nodiscard]] std::string kind_text(Dtype dtype, const Shape& shape);
-
-/// Up to 20 names in alphabetical order, for errors: "a, b", "(none)". Anything whose elements are texts or pairs that begin with one.
-template <typename Names>
-[[nodiscard]] std::string names_text(const Names& names);
-
-[[nodiscard]] std::string sorted_text(std::vector<std::string> names);
-
-template <typename Names>
-std::string names_text(const Names& names) {
-    std::vector<std::string> list;
-    for (const auto& item : names) {
-        if constexpr (std::is_convertible_v<decltype(item), std::string>) {
-            list.push_back(item);
-        } else {
-            list.push_back(item.first);
-        }
-    }
-    return sorted_text(std::move(list));
-}
 
 }  // namespace dexport

@@ -7,6 +7,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "little_endian.h"
 
 namespace dexport {
 namespace {
@@ -39,7 +40,7 @@ struct Entry {
 };
 
 Error bad(const std::string& where, const std::string& expected, const std::string& got) {
-    return user_error(where, expected, got, "get the bundle again or rebuild it");
+    return user_error(where, expected, got, get_again);
 }
 
 /// Whether all are whole numbers that a double holds exactly.
@@ -128,10 +129,7 @@ Tensors tensors_from_bytes(std::byte* data, std::size_t bytes, const std::string
     if (bytes < length_bytes) {
         throw bad(where, "a header of at least 8 bytes", std::to_string(bytes) + " bytes");
     }
-    std::uint64_t header_bytes = 0;
-    for (std::size_t index = length_bytes; index-- > 0;) {
-        header_bytes = header_bytes << 8 | static_cast<std::uint64_t>(data[index]);
-    }
+    const std::uint64_t header_bytes = little_endian({reinterpret_cast<const char*>(data), length_bytes});
     const std::size_t most = std::min(bytes - length_bytes, max_header_bytes);
     if (header_bytes > most) {
         throw bad(where, "a header of at most " + std::to_string(most) + " bytes", std::to_string(header_bytes));

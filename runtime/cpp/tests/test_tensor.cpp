@@ -13,11 +13,8 @@ TEST_CASE("types have numpy's names and sizes") {
     CHECK_THROWS_AS(static_cast<void>(dtype_named("float128")), std::out_of_range);
 }
 
-TEST_CASE("texts of shapes and names") {
+TEST_CASE("texts of shapes") {
     CHECK(kind_text(Dtype::float32, {1, 2}) == "float32 [1, 2]");
     CHECK(shape_text({}) == "[]");
-    CHECK(names_text(std::vector<std::string>{"b", "a"}) == "a, b");
-    CHECK(names_text(std::vector<std::string>{}) == "(none)");
-    CHECK(names_text(std::vector<std::string>(21, "a")).substr(57) == "a, ...");
     CHECK(Tensor{Dtype::float32, {2, 3}, nullptr}.bytes() == 24);
 }

@@ -41,18 +41,6 @@ std::uint32_t unknown_id(const Bpe& model) {
     throw PartError("the unk_token " + repr(shown(*model.unknown)) + ", which is not in the vocabulary");
 }
 
-std::optional<Ids> byte_ids(const Vocabulary& vocabulary, const std::string& text) {
-    Ids ids;
-    for (const char byte : text) {
-        const auto id = vocabulary.find(byte_token(static_cast<unsigned char>(byte)));
-        if (!id) {
-            return std::nullopt;
-        }
-        ids.push_back(*id);
-    }
-    return ids;
-}
-
 /// One token per character of the word, before any merge. Unknown characters without a token for those leave nothing.
 Ids characters(const Bpe& model, std::string_view word) {
     Ids ids;

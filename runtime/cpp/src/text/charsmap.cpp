@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "little_endian.h"
 #include "text/part.h"
 #include "text/unicode.h"
 
@@ -27,12 +28,8 @@ std::vector<unsigned char> decoded(const std::string& base64) {
     return bytes;
 }
 
-std::uint32_t little_endian(const unsigned char* bytes) {
-    std::uint32_t value = 0;
-    for (int index = 3; index >= 0; --index) {
-        value = value << 8 | bytes[index];
-    }
-    return value;
+std::uint32_t unit_at(const std::vector<unsigned char>& bytes, std::size_t offset) {
+    return static_cast<std::uint32_t>(little_endian({reinterpret_cast<const char*>(bytes.data()) + offset, 4}));
 }
 
 // A unit of the double array: bits 0-7 label, 8 has a value, 9 and up the offset to its children (bit 9: in steps of 256).
@@ -52,12 +49,12 @@ std::size_t offset(std::uint32_t unit) {
 
 Charsmap::Charsmap(const std::string& base64) {
     const std::vector<unsigned char> bytes = decoded(base64);
-    const std::size_t trie_bytes = bytes.size() < 4 ? 0 : little_endian(bytes.data()) / 4 * std::size_t{4};
+    const std::size_t trie_bytes = bytes.size() < 4 ? 0 : unit_at(bytes, 0) / 4 * std::size_t{4};
     if (trie_bytes == 0 || trie_bytes > bytes.size() - 4) {
         throw PartError("a charsmap whose trie is cut off");
     }
     for (std::size_t at = 4; at < 4 + trie_bytes; at += 4) {
-        trie_.push_back(little_endian(bytes.data() + at));
+        trie_.push_back(unit_at(bytes, at));
     }
     replacements_.assign(bytes.begin() + static_cast<std::ptrdiff_t>(4 + trie_bytes), bytes.end());
     if (!is_utf8(replacements_)) {

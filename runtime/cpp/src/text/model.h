@@ -11,8 +11,6 @@
 
 namespace dexport::text {
 
-using Ids = std::vector<std::uint32_t>;
-
 /// The part "model" of a tokenizer.json: how a word becomes tokens.
 struct Model {
     std::shared_ptr<const Vocabulary> vocabulary;

@@ -1,20 +1,12 @@
 #pragma once
 
-#include <cstddef>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
-struct re_pattern_buffer;
+#include "regular_expression.h"
 
 namespace dexport::text {
-
-/// Bytes [begin, end) of a text.
-struct Range {
-    std::size_t begin;
-    std::size_t end;
-};
 
 /// The inside of a character class: word characters as Unicode's Technical Standard 18 has them, which \w of Oniguruma is not.
 inline constexpr const char* word_class = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{200c}\x{200d})";
@@ -29,7 +21,7 @@ public:
     [[nodiscard]] std::vector<Range> find_all(std::string_view text) const;
 
 private:
-    std::shared_ptr<re_pattern_buffer> compiled_;
+    RegularExpression pattern_;
 };
 
 }  // namespace dexport::text

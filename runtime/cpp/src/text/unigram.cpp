@@ -79,26 +79,13 @@ std::vector<std::string_view> best_stretches(const Unigram& model, std::string_v
     return result;
 }
 
-/// The tokens of an unknown stretch, byte by byte; none if one is missing.
-std::optional<Ids> byte_ids(const Unigram& model, std::string_view stretch) {
-    Ids ids;
-    for (const char byte : stretch) {
-        const auto id = model.vocabulary->find(byte_token(static_cast<unsigned char>(byte)));
-        if (!id) {
-            return std::nullopt;
-        }
-        ids.push_back(*id);
-    }
-    return ids;
-}
-
 void encode(const Unigram& model, std::string_view word, Ids& ids) {
     for (const std::string_view stretch : best_stretches(model, word)) {
         if (const auto id = model.vocabulary->find(stretch)) {
             ids.push_back(*id);
             continue;
         }
-        if (const auto bytes = model.byte_fallback ? byte_ids(model, stretch) : std::nullopt) {
+        if (const auto bytes = model.byte_fallback ? byte_ids(*model.vocabulary, stretch) : std::nullopt) {
             ids.insert(ids.end(), bytes->begin(), bytes->end());
         } else {
             ids.push_back(unknown_id(model));

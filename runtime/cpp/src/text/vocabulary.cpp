@@ -26,9 +26,18 @@ Vocabulary read_vocabulary(const Json& json) {
     return Vocabulary(std::move(entries));
 }
 
-std::string byte_token(unsigned char byte) {
+std::optional<Ids> byte_ids(const Vocabulary& vocabulary, std::string_view text) {
     constexpr const char* digits = "0123456789ABCDEF";
-    return {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
+    Ids ids;
+    for (const char each : text) {
+        const auto byte = static_cast<unsigned char>(each);
+        const auto id = vocabulary.find(std::string{'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'});
+        if (!id) {
+            return std::nullopt;
+        }
+        ids.push_back(*id);
+    }
+    return ids;
 }
 
 }  // namespace dexport::text

@@ -12,6 +12,8 @@
 
 namespace dexport::text {
 
+using Ids = std::vector<std::uint32_t>;
+
 /// Tokens and their ids, sorted by token: finds a token, or all tokens that a text starts with.
 class Vocabulary {
 public:
@@ -54,7 +56,7 @@ private:
 /// A JSON object from tokens to ids.
 [[nodiscard]] Vocabulary read_vocabulary(const Json& json);
 
-/// The token that stands for one byte where a model falls back to bytes, "<0x0A>".
-[[nodiscard]] std::string byte_token(unsigned char byte);
+/// The tokens that stand for the bytes of an unknown text, "<0x0A>" for a line feed; none if one is missing.
+[[nodiscard]] std::optional<Ids> byte_ids(const Vocabulary& vocabulary, std::string_view text);
 
 }  // namespace dexport::text
