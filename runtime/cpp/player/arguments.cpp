@@ -1,11 +1,12 @@
 #include "arguments.h"
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
+#include <algorithm>
+#include <charconv>
 #include <cstdlib>
-#include <iostream>
 #include <limits>
-#include <regex>
+#include <string_view>
+#include <system_error>
 
 #include "dexport/dexport.h"
 
@@ -25,20 +26,19 @@ struct Typed {
     misused("Invalid value for '" + std::string(option) + "': " + reason);
 }
 
+bool are_digits(std::string_view text) {
+    return !text.empty() && std::all_of(text.begin(), text.end(), [](char each) { return each >= '0' && each <= '9'; });
+}
+
 /// A whole number from the text, if it is one and fits.
 template <class Number>
-std::optional<Number> whole_number(const std::string& text) {
-    if (!std::regex_match(text, std::regex("[+-]?[0-9]+")) || (std::is_unsigned_v<Number> && text.front() == '-')) {
-        return std::nullopt;
+std::optional<Number> whole_number(std::string_view text) {
+    if (!text.empty() && text.front() == '+' && are_digits(text.substr(1))) {
+        text.remove_prefix(1);
     }
-    errno = 0;
     Number value{};
-    if constexpr (std::is_unsigned_v<Number>) {
-        value = std::strtoull(text.c_str(), nullptr, 10);
-    } else {
-        value = std::strtoll(text.c_str(), nullptr, 10);
-    }
-    return errno == 0 ? std::optional(value) : std::nullopt;
+    const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return problem == std::errc() && end == text.data() + text.size() ? std::optional(value) : std::nullopt;
 }
 
 std::int64_t positive(const char* option, const std::string& text) {
@@ -61,14 +61,21 @@ double real_number(const char* option, const std::string& text) {
     return value;
 }
 
-void read_size(const std::string& text, Arguments& arguments) {
-    std::smatch match;
-    if (std::regex_match(text, match, std::regex(R"(\s*([0-9]{1,9})x([0-9]{1,9})\s*)"))) {
-        arguments.height = std::stoll(match[1]);
-        arguments.width = std::stoll(match[2]);
-    }
+/// Pixels of one side, or 0 for a text that is no such number.
+std::int64_t pixels(std::string_view text) {
+    constexpr std::size_t most_digits = 9;
+    return are_digits(text) && text.size() <= most_digits ? whole_number<std::int64_t>(text).value_or(0) : 0;
+}
+
+void read_size(std::string_view text, Arguments& arguments) {
+    constexpr const char* spaces = " \t\n\r\f\v";
+    const std::size_t begin = std::min(text.find_first_not_of(spaces), text.size());
+    const std::string_view trimmed = text.substr(begin, text.find_last_not_of(spaces) + 1 - begin);
+    const std::size_t cross = std::min(trimmed.find('x'), trimmed.size());
+    arguments.height = pixels(trimmed.substr(0, cross));
+    arguments.width = cross < trimmed.size() ? pixels(trimmed.substr(cross + 1)) : 0;
     if (arguments.height == 0 || arguments.width == 0) {
-        throw UserError("size: expected HEIGHTxWIDTH in pixels, such as 512x768, got '" + text + "'; write it that way");
+        throw UserError("size: expected HEIGHTxWIDTH in pixels, such as 512x768, got '" + std::string(text) + "'; write it that way");
     }
 }
 

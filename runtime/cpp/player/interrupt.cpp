@@ -40,8 +40,4 @@ void Interrupt::install() {
     sigaction(SIGINT, &action, nullptr);
 }
 
-bool Interrupt::pressed() {
-    return was_pressed;
-}
-
 }  // namespace player

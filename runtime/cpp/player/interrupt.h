@@ -15,9 +15,6 @@ public:
 
     /// To be called once, before anything else.
     static void install();
-
-    /// Whether Ctrl-C was pressed during the run.
-    [[nodiscard]] static bool pressed();
 };
 
 }  // namespace player

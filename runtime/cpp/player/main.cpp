@@ -62,7 +62,10 @@ dexport::Request request_from(const Arguments& arguments, std::uint64_t seed, co
 
 /// Refuses a bad name for the output before the files of the bundle are compared, which takes time.
 void check_output(const Arguments& arguments) {
-    dexport::OpenOptions quick;
+    if (dexport_check_output(arguments.output.c_str(), 0) == DEXPORT_OK) {
+        return;
+    }
+    dexport::OpenOptions quick;  // what to do instead depends on what the bundle makes
     quick.only_sizes = true;
     const bool video = dexport::Pipeline(arguments.bundle, quick).info().frames_per_second > 0;
     dexport::check(dexport_check_output(arguments.output.c_str(), video ? 1 : 0));
@@ -85,7 +88,7 @@ dexport::Result make(const dexport::Pipeline& pipeline, dexport::Request& reques
     progress.report("make", 0.0);
     request.on_step = [&](std::size_t step, std::size_t steps, double, const dexport_tensor&) {
         progress.report("make", static_cast<double>(step + 1) / static_cast<double>(steps));
-        return !Interrupt::pressed();
+        return true;
     };
     return pipeline.run(request);
 }

@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <array>
+#include <atomic>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -101,6 +103,71 @@ TEST_CASE("a run is cancelled from another thread") {
         return true;
     };
     CHECK_THROWS_WITH_AS(static_cast<void>(pipeline.run(request)), doctest::Contains("got a request to stop"), Error);
+}
+
+TEST_CASE("a cancel that comes before the run is not lost, and stops one run") {
+    const dexport::Folder folder;
+    const Pipeline pipeline(dexport::write_sample_bundle(folder.path()).string());
+    std::size_t lines = 0;
+    Request request = labelled();
+    request.on_trace = [&](const char*) { ++lines; };
+    pipeline.cancel();
+    try {
+        static_cast<void>(pipeline.run(request));
+        FAIL("it ran to the end");
+    } catch (const Error& error) {
+        CHECK(error.status() == DEXPORT_CANCELLED);
+    }
+    CHECK(lines == 0);
+    CHECK(pipeline.run(request).program() == "toy");
+    CHECK(lines == 8);
+}
+
+TEST_CASE("a handle that is busy keeps the cancel for the run that goes on") {
+    const dexport::Folder folder;
+    const Pipeline pipeline(dexport::write_sample_bundle(folder.path()).string());
+    Request request = labelled();
+    request.on_step = [&](std::size_t step, std::size_t, double, const dexport_tensor&) {
+        CHECK(step == 0);
+        pipeline.cancel();
+        CHECK_THROWS_WITH_AS(static_cast<void>(pipeline.run(labelled())), doctest::Contains("expected one run at a time"), Error);
+        return true;
+    };
+    CHECK_THROWS_WITH_AS(static_cast<void>(pipeline.run(request)), doctest::Contains("got a request to stop"), Error);
+}
+
+TEST_CASE("queries come from any thread during a run") {
+    const dexport::Folder folder;
+    const Pipeline pipeline(dexport::write_sample_bundle(folder.path()).string());
+    std::vector<std::thread> asking;
+    std::atomic<std::size_t> inputs = 0;
+    for (int thread = 0; thread < 4; ++thread) {
+        asking.emplace_back([&] { inputs += pipeline.inputs(0).size() + pipeline.programs().size(); });
+    }
+    CHECK(pipeline.run(labelled()).program() == "toy");
+    for (std::thread& each : asking) {
+        each.join();
+    }
+    CHECK(inputs == 8);
+}
+
+TEST_CASE("handles share nothing: they run at the same time") {
+    const dexport::Folder folder;
+    const std::string path = dexport::write_sample_bundle(folder.path()).string();
+    std::vector<std::thread> running;
+    std::array<std::string, 3> made;
+    for (std::string& pixels : made) {
+        running.emplace_back([&] {
+            const Pipeline pipeline(path);
+            const auto result = pipeline.run(labelled());
+            pixels.assign(reinterpret_cast<const char*>(result.pixels()), 48);
+        });
+    }
+    for (std::thread& each : running) {
+        each.join();
+    }
+    CHECK(made[0] == made[1]);
+    CHECK(made[0] == made[2]);
 }
 
 TEST_CASE("what another library throws is one line that says whose it is") {

@@ -96,7 +96,10 @@ def test_noise_that_is_none(run: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "complex.npy", np.zeros((1, 4, 8, 8), np.complex64))
     np.save(tmp_path / "columns.npy", np.asfortranarray(np.zeros((2, 3), np.float32)))
     (tmp_path / "text.npy").write_text("x" * 100)
-    for name in ("short.npy", "complex.npy", "columns.npy", "text.npy", "missing.npy"):
+    for name, header in (("long", b"'descr': '" + b"x" * 60000), ("sizes", b"'descr': '<f4', 'fortran_order': False, 'shape': (9 9x)")):
+        head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+        (tmp_path / f"{name}.npy").write_bytes(head + header)
+    for name in ("short.npy", "complex.npy", "columns.npy", "text.npy", "missing.npy", "long.npy", "sizes.npy"):
         done = run(*_PROMPT, "--noise", name, "-o", "out.npy")
         assert done.returncode == 2 and done.stderr.startswith(f"error: --noise {name}: expected a .npy file with numbers, got "), (
             done.stderr
@@ -144,6 +147,21 @@ def test_errors_are_those_of_python(
     assert done.stdout == "" and os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--seed", "9" * 100_000), ("--steps", "9" * 100_000), ("--size", " " * 100_000 + "1x"), ("--size", "1" * 100_000 + "x1")],
+    ids=lambda arguments: arguments[0],
+)
+def test_long_arguments_are_refused(arguments: tuple[str, str], run: Run) -> None:
+    done = run(*_PROMPT, "-o", "out.png", *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: "), (done.returncode, done.stderr[:200])
+
+
+def test_a_size_may_have_spaces_around(run: Run) -> None:
+    done = run(*_PROMPT, "-o", "out.png", "--steps", "4", "--size", " 16x24\t")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_bundle_that_is_none(player: Path, tmp_path: Path) -> None:
     for arguments, line in (
         (["missing.dxb", "-o", "out.png"], "error: missing.dxb: expected a bundle, got nothing there; check the path"),
@@ -169,8 +187,7 @@ def test_ctrl_c_stops_the_run_and_leaves_nothing(player: Path, pixart_cpu: Path,
     command = [player, pixart_cpu, *_PROMPT, "-o", "out.png"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "make" not in process.stderr.readline():  # the engines are compiled next, which takes longer than the signal
-            pass
+        assert any("make" in line for line in process.stderr)  # the engines are compiled next, which takes longer than the signal
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert (process.returncode, said) == (130, "interrupted\n")

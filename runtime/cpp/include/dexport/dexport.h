@@ -4,7 +4,7 @@
  * thread, one line that says where, what was expected, what came, what to do. No exception leaves a function.
  *
  * Threads. A handle serves one run at a time: a second one that starts meanwhile returns DEXPORT_BUSY at once and changes
- * nothing. dexport_cancel may be called from any thread, also from a callback. Queries may be called from any thread at any
+ * nothing. dexport_cancel may be called from any thread, also from a callback or a signal handler. Queries may be called from any thread at any
  * time between dexport_open and dexport_close. Callbacks come on the thread that called. Different handles share nothing.
  *
  * Growth. A struct that begins with `struct_size` may grow at its end: set it to sizeof the struct and zero the rest (in C
@@ -88,7 +88,8 @@ typedef struct dexport_open_options {
     int32_t trust_code; /* 1: run machine code (TensorRT engines) that was not built on this machine */
 } dexport_open_options;
 
-/* Opens a bundle, a folder or a .dxb, and checks all of it; components load when they first run. `options` may be null. */
+/* Opens a bundle, a folder or a .dxb: reads its manifest and compares its files with it. Programs, tokenizers and components are
+ * read when they are first needed, and refused then if something is wrong with them. `options` may be null. */
 DEXPORT_API dexport_status dexport_open(const char* path, const dexport_open_options* options, dexport_pipeline** pipeline);
 
 /* Frees a handle; null is allowed. Not while a run goes on. Results that it made stay valid. */
@@ -184,7 +185,8 @@ typedef struct dexport_request {
 /* Makes pictures. `result` is to be freed with dexport_result_free; it is null unless DEXPORT_OK is returned. */
 DEXPORT_API dexport_status dexport_run(dexport_pipeline* pipeline, const dexport_request* request, dexport_result** result);
 
-/* Makes the current run of the handle stop before its next instruction; without one it does nothing. */
+/* Makes the current run of the handle stop before its next instruction. No cancel is lost: where no run goes on, the next one of
+ * the handle stops before its first instruction. A run whose last instruction has begun ends as if none had come. Null is allowed. */
 DEXPORT_API void dexport_cancel(dexport_pipeline* pipeline);
 
 /* uint8 [pictures, frames, height, width, 3], RGB; one frame unless the model makes videos. */
@@ -204,13 +206,14 @@ DEXPORT_API void dexport_result_free(dexport_result* result);
 
 /* ---- Saving ---- */
 
-/* Whether dexport_save could write to `path`, for a check before the work: a .png or .npy in a folder that exists. */
+/* DEXPORT_OK if `path` is a .png or .npy in a folder that exists: a check before the work, of what can be known without writing. */
 DEXPORT_API dexport_status dexport_check_output(const char* path, int32_t video);
 
 /* Writes uint8 [count, height, width, 3] or, for videos, [count, frames, height, width, 3]; each file completely or not at all.
  *
  * OUT.png takes one picture. Several go to OUT-0.png, OUT-1.png and so on, and so do the frames of a video: there is no video
- * encoder here. OUT.npy takes all of them. `on_file` may be null; it is called with every file that was written. */
+ * encoder here. Numbers have as many digits as the last one. OUT.npy takes all of them. `on_file` may be null; it is called with
+ * every file once all are written. */
 DEXPORT_API dexport_status dexport_save(const dexport_tensor* pictures, const char* path, void (*on_file)(void* user, const char* file),
                                         void* user);
 
