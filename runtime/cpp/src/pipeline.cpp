@@ -171,8 +171,8 @@ Pipeline::Pipeline(Bundle bundle, bool keep) : bundle_(std::move(bundle)), keep_
 }
 
 const Program& Pipeline::program(const ProgramEntry& entry) {
-    const auto found = programs_.find(entry.file);
     const std::lock_guard<std::mutex> lock(reading_);
+    const auto found = programs_.find(entry.file);
     if (found != programs_.end()) {
         return found->second;
     }
@@ -192,8 +192,8 @@ Output Pipeline::run(const Request& request) {
             if (!pipeline.keep_) {  // a run that stops half-way leaves engines behind
                 pipeline.engines_.clear();
             }
-            pipeline.running_ = false;
             pipeline.cancelled_ = false;  // not at the start: a cancel may come before it
+            pipeline.running_ = false;
         }
     };
     const Ending ending{*this};
