@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from dexport.errors import UserError
+from dexport.errors import UserError, names_text
 from dexport.runtime.program import Draw, Instruction, Program, reads, writes
 from dexport.runtime.strict_json import shown
 
@@ -26,7 +26,7 @@ def with_given(program: Program, names: Collection[str]) -> Program:
     computed = _written(program.begin) - _written(later) - _written(drawn)
     for name in names:
         if name not in computed and name not in program.request:
-            expected = f"one of the inputs {_listed(program.request)}, or of what is made of them, {_listed(computed)}"
+            expected = f"one of the inputs {names_text(program.request)}, or of what is made of them, {names_text(computed)}"
             raise UserError("buffers", expected=expected, got=f"'{shown(name)}'", fix="leave it out")
     needed = {*program.results, *(ref.buffer for instruction in later for ref in reads(instruction))}
     kept = []
@@ -36,7 +36,8 @@ def with_given(program: Program, names: Collection[str]) -> Program:
         if not missing and not isinstance(instruction, Draw):
             continue
         if given := written & set(names):
-            raise UserError("buffers", expected=f"{_listed(missing)} too, made with {_listed(given)}", got="none", fix="give all of them")
+            expected = f"{names_text(missing)} too, made with {names_text(given)}"
+            raise UserError("buffers", expected=expected, got="none", fix="give all of them")
         kept.append(instruction)
         needed |= {ref.buffer for ref in reads(instruction)}
     request = tuple(name for name in dict.fromkeys((*program.request, *names)) if name in needed)
@@ -45,7 +46,3 @@ def with_given(program: Program, names: Collection[str]) -> Program:
 
 def _written(instructions: Collection[Instruction]) -> set[str]:
     return {ref.buffer for instruction in instructions for ref in writes(instruction)}
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "none"

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from dexport.errors import UserError
+from dexport.errors import UserError, names_text
 from dexport.runtime.manifest import Component, Port
 from dexport.runtime.program import (
     Combine,
@@ -119,7 +119,7 @@ def _check_declarations(program: Program) -> None:
             raise UserError(f"{where}, {name}", expected=f"at most {MAX_ELEMENTS} elements", got=f"shape {list(shape)}", fix=_FIX)
     for name in (*program.request, *program.results):
         if name not in program.buffers:
-            raise UserError(where, expected=f"one of the buffers {_names(program.buffers)}", got=f"'{name}'", fix=_FIX)
+            raise UserError(where, expected=f"one of the buffers {names_text(program.buffers)}", got=f"'{name}'", fix=_FIX)
 
 
 def _check_join(program: Program) -> None:
@@ -141,7 +141,7 @@ def _check_refs(program: Program, instruction: Instruction, where: str) -> None:
     """Rules 1 and 2 for every ref."""
     for ref in (*reads(instruction), *writes(instruction)):
         if ref.buffer not in program.buffers:
-            raise UserError(where, expected=f"one of the buffers {_names(program.buffers)}", got=f"'{ref.buffer}'", fix=_FIX)
+            raise UserError(where, expected=f"one of the buffers {names_text(program.buffers)}", got=f"'{ref.buffer}'", fix=_FIX)
         rows = program.buffers[ref.buffer].rows
         if ref.part >= ref.parts or rows.count % ref.parts:
             raise UserError(where, expected=f"a legal part of the {rows} rows of '{ref.buffer}'", got=f"'{ref}'", fix=_FIX)
@@ -184,7 +184,7 @@ def _check_term(program: Program, out: Ref, term: Term, where: str) -> None:
         case Linear(_, slopes):
             for name in slopes:
                 if name not in program.parameters:
-                    raise UserError(where, expected=f"one of the parameters {_names(program.parameters)}", got=f"'{name}'", fix=_FIX)
+                    raise UserError(where, expected=f"one of the parameters {names_text(program.parameters)}", got=f"'{name}'", fix=_FIX)
         case Row(table, row):
             declared = _table(program, table, row, where)
             if declared.dtype not in _FLOATS:
@@ -207,7 +207,7 @@ def _check_same(program: Program, refs: Iterable[Ref], where: str) -> None:
 
 def _table(program: Program, name: str, row: int, where: str) -> Table:
     if name not in program.tables:
-        raise UserError(where, expected=f"one of the tables {_names(program.tables)}", got=f"'{name}'", fix=_FIX)
+        raise UserError(where, expected=f"one of the tables {names_text(program.tables)}", got=f"'{name}'", fix=_FIX)
     table = program.tables[name]
     if row >= table.shape[0]:
         raise UserError(where, expected=f"a row below {table.shape[0]} of table '{name}'", got=str(row), fix=_FIX)
@@ -232,13 +232,13 @@ def _rows(program: Program, ref: Ref) -> Rows:
 def _check_run(program: Program, run: Run, components: Mapping[str, Component], where: str, batches: dict[int, str]) -> None:
     """Names and shapes of ports; `batches` collects the batch that fixed shapes imply and where it was first seen."""
     if run.component not in components:
-        raise UserError(where, expected=f"one of the components {_names(components)}", got=f"'{run.component}'", fix=_FIX)
+        raise UserError(where, expected=f"one of the components {names_text(components)}", got=f"'{run.component}'", fix=_FIX)
     component = components[run.component]
     symbols: dict[str, Rows] = {}
     for side, given, ports in (("inputs", run.inputs, component.inputs), ("outputs", run.outputs, component.outputs)):
         if set(given) != set(ports):
-            expected = f"the {side} {_names(ports)} of component '{run.component}'"
-            raise UserError(where, expected=expected, got=_names(given), fix=_FIX)
+            expected = f"the {side} {names_text(ports)} of component '{run.component}'"
+            raise UserError(where, expected=expected, got=names_text(given), fix=_FIX)
         for name, refs in given.items():
             _check_port(program, refs, ports[name], f"{where}, component '{run.component}', port '{name}'", symbols, batches)
 
@@ -271,9 +271,3 @@ def _joined_rows(program: Program, refs: tuple[Ref, ...], where: str) -> Rows:
 
 def _shown(rows: Rows, sizes: tuple[int, ...]) -> str:
     return f"shape [{', '.join(map(str, (rows, *sizes)))}]"
-
-
-def _names(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    text = ", ".join(listed[:20]) + (", ..." if len(listed) > 20 else "")
-    return text or "(none)"

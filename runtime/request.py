@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dexport.errors import UserError
+from dexport.errors import UserError, names_text
 from dexport.runtime.manifest import JsonObject, RequestBuffer
 from dexport.runtime.program import Program
 from dexport.runtime.strict_json import shown
@@ -78,7 +78,7 @@ def _wants_prompt(text: JsonObject, program: Program, asked: Asked) -> bool:
 
 def _given(name: str, array: Array, program: Program, batch: int) -> Array:
     if name not in program.request:
-        expected = f"one of the inputs {', '.join(sorted(program.request))}"
+        expected = f"one of the inputs {names_text(program.request)}"
         raise UserError("buffers", expected=expected, got=f"'{shown(name)}'", fix="leave it out")
     dtype, shape = program.buffers[name].dtype, program.buffers[name].shape(batch)
     if (str(array.dtype), array.shape) != (dtype, shape):
