@@ -280,7 +280,8 @@ __global__ void __launch_bounds__(threads) attend(const DexportBlockSparseAttent
     const int batch = static_cast<int>(blockIdx.z), head = static_cast<int>(blockIdx.y), first_row = static_cast<int>(blockIdx.x) * S::rows;
     const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::row_tiles;
     const int64_t of_head = int64_t{batch} * given.heads + head;
-    const int64_t of_key_head = int64_t{batch} * given.key_heads + head / (given.heads / given.key_heads);
+    // The wide form has no register left to find shared heads with; start_with_rows does not use it then.
+    const int64_t of_key_head = S::row_tiles > 1 ? of_head : int64_t{batch} * given.key_heads + head / (given.heads / given.key_heads);
     const auto* const key_head = static_cast<const T*>(given.key) + of_key_head * given.key_tokens * S::head_size;
     const auto* const value_head = static_cast<const T*>(given.value) + of_key_head * given.key_tokens * S::head_size;
     const int64_t bias_row = (given.bias_batch == 1 ? 0 : batch) * int64_t{given.bias_heads} + (given.bias_heads == 1 ? 0 : head);
@@ -337,7 +338,8 @@ int start(const DexportBlockSparseAttention& given, void* stream) {
 template <class T, int head_size>
 int start_with_rows(const DexportBlockSparseAttention& given, void* stream) {
     // Rows of one block of threads have one list.
-    return given.query_block % 128 == 0 ? start<Shape<T, head_size, 2>>(given, stream) : start<Shape<T, head_size, 1>>(given, stream);
+    const bool wide = given.query_block % 128 == 0 && given.key_heads == given.heads;
+    return wide ? start<Shape<T, head_size, 2>>(given, stream) : start<Shape<T, head_size, 1>>(given, stream);
 }
 
 template <class T>

@@ -52,13 +52,14 @@ def test_lists_and_biases_broadcast(kernel: KernelLibrary, own: tuple[int, int])
     check(kernel, case_of() | {"query": q, "key": k, "value": v, "indices": order, "counts": counts, "key_bias": bias})
 
 
-@pytest.mark.parametrize("key_heads", [1, 2])
-def test_heads_share_keys_in_groups(kernel: KernelLibrary, key_heads: int) -> None:
+@pytest.mark.parametrize(("key_heads", "query_block"), [(1, 64), (2, 128)])
+def test_heads_share_keys_in_groups(kernel: KernelLibrary, key_heads: int, query_block: int) -> None:
+    """Whichever form of the kernel the blocks of queries would take alone."""
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(2, heads, n, 64, generator=generator).half() for heads, n in ((4, 20), (key_heads, 130), (key_heads, 130)))
     order = torch.rand(1, 4, 1, 3, generator=generator).argsort(-1).to(torch.int32)
     counts = torch.tensor([[[2], [1], [3], [2]]], dtype=torch.int32)
-    check(kernel, case_of() | {"query": q, "key": k, "value": v, "indices": order, "counts": counts})
+    check(kernel, case_of() | {"query": q, "key": k, "value": v, "indices": order, "counts": counts, "query_block": query_block})
 
 
 def test_lse_is_optional(kernel: KernelLibrary) -> None:
