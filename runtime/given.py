@@ -26,7 +26,8 @@ def with_given(program: Program, names: Collection[str]) -> Program:
     computed = _written(program.begin) - _written(later) - _written(drawn)
     for name in names:
         if name not in computed and name not in program.request:
-            expected = f"one of the inputs {names_text(program.request)}, or of what is made of them, {names_text(computed)}"
+            made = f", or of what is made of them, {names_text(computed)}" if computed else ""
+            expected = f"one of the inputs {names_text(program.request)}{made}"
             raise UserError("buffers", expected=expected, got=f"'{shown(name)}'", fix="leave it out")
     needed = {*program.results, *(ref.buffer for instruction in later for ref in reads(instruction))}
     kept = []

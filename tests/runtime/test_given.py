@@ -75,3 +75,10 @@ def test_what_is_drawn_written_later_or_unknown_cannot_be_given(name: str) -> No
     expected = "expected one of the inputs ids, ids_2, mask, or of what is made of them, embeds, hidden, pooled, got"
     with pytest.raises(UserError, match=expected):
         with_given(PROGRAM, (name,))
+
+
+def test_a_program_that_computes_nothing_before_the_loop_names_its_inputs_only() -> None:
+    plain = _program((Draw(Ref("sample")), *ENCODERS, PRELUDE))
+    nothing = with_given(plain, ("embeds", "pooled"))
+    with pytest.raises(UserError, match="buffers: expected one of the inputs embeds, pooled, got 'mask'; leave it out"):
+        with_given(nothing, ("mask",))

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "error.h"
+#include "given.h"
 #include "noise.h"
 #include "program_check.h"
 #include "request.h"
@@ -204,7 +205,8 @@ Output Pipeline::run_alone(const Request& request) {
     const Clock::time_point start = Clock::now();
     const std::int64_t pictures = pictures_of(request);
     const Chosen chosen = choose(request);
-    const Program& wanted = program(chosen.entry);
+    const Program& stored = program(chosen.entry);
+    const Program wanted = request.buffers.empty() ? stored : with_given(stored, request.buffers);
     const std::map<std::string, OwnedTensor> filled = fill_request(request, chosen, wanted, pictures);
     Tensors buffers;
     for (const auto& [name, owned] : filled) {

@@ -25,7 +25,7 @@ struct Request {
     std::optional<std::vector<std::string>> prompts;
     std::optional<std::vector<std::string>> negative_prompts;  ///< one, or one per prompt
     std::optional<std::vector<std::int64_t>> class_labels;
-    Tensors buffers;            ///< inputs that the caller has filled, such as token ids
+    Tensors buffers;            ///< inputs that the caller has filled, such as token ids, or what is made of them: see `with_given`
     std::int64_t pictures = 1;  ///< per prompt or label
     std::optional<std::int64_t> steps, height, width;
     std::optional<double> guidance;

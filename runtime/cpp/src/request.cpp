@@ -14,22 +14,28 @@ bool is_given(const Asked& asked, const std::string& buffer) {
     return asked.buffers.count(buffer) != 0;
 }
 
-/// Whether the caller gave the token ids of a prompt themselves.
-bool has_ids(const Asked& asked, const TextEntry& text) {
-    return is_given(asked, text.ids) && (!text.mask || is_given(asked, *text.mask));
+/// Whether token ids are made of a prompt: neither they nor what is computed of them was given.
+bool wants_prompt(const TextEntry& text, const Program& program, const Asked& asked) {
+    const auto wanted = [&](const std::string& name) {
+        return !is_given(asked, name) && std::find(program.request.begin(), program.request.end(), name) != program.request.end();
+    };
+    return asked.buffers.empty() || wanted(text.ids) || (text.mask && wanted(*text.mask));
 }
 
 void check(const Manifest& manifest, const Program& program, const Asked& asked) {
-    const bool wants_prompt =
-        std::any_of(manifest.texts.begin(), manifest.texts.end(), [&](const TextEntry& text) { return !has_ids(asked, text); });
+    const bool wants_text = std::any_of(manifest.texts.begin(), manifest.texts.end(),
+                                        [&](const TextEntry& text) { return wants_prompt(text, program, asked); });
     const bool wants_class = std::any_of(manifest.requests.begin(), manifest.requests.end(), [&](const RequestBuffer& each) {
         return each.source == "class" && !is_given(asked, each.buffer);
     });
-    if (wants_prompt && !asked.prompts) {
+    if (wants_text && !asked.prompts) {
         throw user_error("prompt", "a text", "none", "give --prompt");
     }
     if (manifest.texts.empty() && asked.prompts) {
         throw user_error("prompt", "none, as this model takes class labels", "a text", "give --class-label instead");
+    }
+    if (!wants_text && asked.prompts) {
+        throw user_error("prompt", "none, as buffers take its place", "a text", "leave one of them out");
     }
     if (wants_class && !asked.class_labels) {
         throw user_error("class label", "a number", "none", "give --class-label");
@@ -115,7 +121,7 @@ std::map<std::string, OwnedTensor> request_buffers(const Manifest& manifest, con
         buffers[name] = std::move(buffer);
     };
     for (const TextEntry& text : manifest.texts) {
-        if (has_ids(asked, text)) {
+        if (!wants_prompt(text, program, asked)) {
             continue;
         }
         std::vector<std::string> prompts;

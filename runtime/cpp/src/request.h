@@ -19,7 +19,7 @@ struct Asked {
     std::optional<std::vector<std::string>> negative_prompts;
     std::optional<std::vector<std::int64_t>> class_labels;
     Parameters parameters;
-    Tensors buffers;  ///< buffers of the program that the caller has filled, such as token ids
+    Tensors buffers;  ///< buffers of the program that the caller has filled, such as token ids; `program` is that of `with_given`
 };
 
 /// (name of the text entry, prompts) -> token ids.

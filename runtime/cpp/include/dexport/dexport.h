@@ -170,7 +170,9 @@ typedef struct dexport_request {
     size_t seed_count;
     dexport_noise noise;
     const dexport_tensor* latents; /* the initial noise itself, float32 [pictures, ...], instead of seeds; null for none */
-    const dexport_tensor* buffers; /* inputs that the caller has filled, such as token ids: see dexport_input */
+    /* Inputs that the caller has filled, such as token ids (see dexport_input), or what is computed of them before the first step,
+     * such as "prompt_embeds", which then is not computed; rows of the unconditional half go first. */
+    const dexport_tensor* buffers;
     size_t buffer_count;
     int32_t want_latents; /* 1: keep the latents of the last step: see dexport_result_latents */
     void* user;           /* handed to the callbacks, each of which may be null */
