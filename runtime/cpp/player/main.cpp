@@ -76,7 +76,6 @@ dexport::Pipeline open(const Arguments& arguments, Progress& progress) {
     options.release_components = arguments.release;
     options.trust_code = arguments.trust;
     const std::string stage = "load " + arguments.bundle;
-    progress.report(stage, std::nullopt);
     options.on_progress = [&](std::uint64_t done, std::uint64_t total, const char*) {
         progress.report(stage, static_cast<double>(done) / static_cast<double>(total));
     };
