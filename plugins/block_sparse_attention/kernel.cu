@@ -367,7 +367,7 @@ bool broadcasts(int32_t batch, int32_t heads, const DexportBlockSparseAttention&
 // The code for what is wrong with a request, as launcher.h lists them.
 int check(const DexportBlockSparseAttention& given) {
     constexpr int most_tokens = 1 << 30, most_in_grid = 65535;
-    if (given.batch < 0 || given.heads < 0 || given.key_heads < 0 || given.query_tokens < 0 || given.key_tokens < 0 ||
+    if (given.batch < 0 || given.heads < 0 || given.query_tokens < 0 || given.key_tokens < 0 ||
         given.list_length < 0 || given.batch > most_in_grid || given.heads > most_in_grid || given.query_tokens > most_tokens ||
         given.key_tokens > most_tokens) {
         return -5;

@@ -24,9 +24,9 @@ typedef struct DexportBlockSparseAttention {
     void* out;              /* [batch, heads, query_tokens, head_size] */
     float* lse;             /* [batch, heads, query_tokens]; NULL: not wanted */
     float factor;           /* of the scores */
-    int32_t type;           /* of query, key, value and out */
+    int16_t type;           /* of query, key, value and out */
+    uint16_t key_heads;     /* divides heads; neighbouring heads share keys and values. Beyond 128 bytes of this, kernels spill on sm_90 */
     int32_t batch, heads, query_tokens, key_tokens;
-    int32_t key_heads;              /* divides heads; neighbouring heads share keys and values */
     int32_t head_size;              /* 64, 72, 96 or 128 */
     int32_t query_block, key_block; /* multiples of 64 */
     int32_t list_length;            /* entries that a list has room for */

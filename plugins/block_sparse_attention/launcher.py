@@ -13,7 +13,8 @@ TYPES = {torch.float16: 0, torch.bfloat16: 1}
 """Of query, key, value and out, as launcher.h numbers them."""
 
 _POINTERS = ("query", "key", "value", "indices", "counts", "modes", "key_bias", "out", "lse")
-_NUMBERS = ("type", "batch", "heads", "query_tokens", "key_tokens", "key_heads", "head_size", "query_block", "key_block", "list_length")
+_SHORT = (("type", ctypes.c_int16), ("key_heads", ctypes.c_uint16))
+_NUMBERS = ("batch", "heads", "query_tokens", "key_tokens", "head_size", "query_block", "key_block", "list_length")
 _BROADCAST = ("list_batch", "list_heads", "bias_batch", "bias_heads")
 
 
@@ -23,6 +24,7 @@ class Request(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in _POINTERS),
         ("factor", ctypes.c_float),
+        *_SHORT,
         *((name, ctypes.c_int32) for name in (*_NUMBERS, *_BROADCAST)),
     ]
 
@@ -58,6 +60,6 @@ def request(
     batch, heads, tokens, size = query.shape
     lists = (0, 1, 1) if indices is None else (indices.shape[-1], *indices.shape[:2])
     biases = (1, 1) if key_bias is None else key_bias.shape[:2]
-    sizes = (batch, heads, tokens, key.shape[2], key.shape[1], size)
-    numbers = (TYPES[query.dtype], *sizes, query_block, key_block, *lists, *biases)
+    sizes = (batch, heads, tokens, key.shape[2], size)
+    numbers = (TYPES[query.dtype], key.shape[1], *sizes, query_block, key_block, *lists, *biases)
     return Request(*(None if tensor is None else tensor.data_ptr() for tensor in tensors), factor, *numbers)

@@ -125,7 +125,7 @@ struct BlockSparseAttention {
         request.heads = size(0, 1);
         request.query_tokens = size(0, 2);
         request.key_tokens = size(1, 2);
-        request.key_heads = size(1, 1);
+        request.key_heads = static_cast<uint16_t>(size(1, 1));
         request.head_size = size(0, 3);
         request.query_block = a.query_block;
         request.key_block = a.key_block;
