@@ -97,7 +97,10 @@ class Pipeline:
         return frozenset(name for name, _ in self._engines)
 
     def interrupt(self) -> None:
-        """Makes the current run stop with `Cancelled` before its next instruction; may be called from a callback or another thread."""
+        """Makes the current run stop with `Cancelled` before its next instruction, or the next run where none goes on.
+
+        May be called from a callback or another thread.
+        """
         self._interrupted = True
 
     def __call__(
@@ -137,7 +140,6 @@ class Pipeline:
             Cancelled: `interrupt` was called.
         """
         started = time.perf_counter()
-        self._interrupted = False
         pictures = _pictures(prompt if prompt is not None else class_labels, num_images_per_prompt)
         prompts = _listed(prompt, num_images_per_prompt)
         labels = _listed(class_labels, num_images_per_prompt)
@@ -167,6 +169,7 @@ class Pipeline:
                 release=None if self._keep else lambda name: self._release(name, size),
             )
         finally:
+            self._interrupted = False  # not at the start: an interrupt may come before it
             if not self._keep:  # a run that stops half-way leaves engines behind
                 self.close()
         seconds["total"] = time.perf_counter() - started

@@ -182,6 +182,13 @@ def test_an_interrupted_run_stops_and_the_next_one_runs(bundle: Pipeline) -> Non
     assert _pictures(bundle, num_inference_steps=4).shape == (1, 16, 16, 3)
 
 
+def test_an_interrupt_that_comes_before_its_run_is_not_lost(bundle: Pipeline) -> None:
+    bundle.interrupt()
+    with pytest.raises(Cancelled, match=r"begin\[0\]"):
+        _pictures(bundle, num_inference_steps=4)
+    assert _pictures(bundle, num_inference_steps=4).shape == (1, 16, 16, 3)
+
+
 def test_a_small_device_holds_one_engine_at_a_time(pixart_cpu: Path, bundle: Pipeline) -> None:
     small = Pipeline(open_bundle(pixart_cpu), keep=False)
     held: list[frozenset[str]] = []
