@@ -12,9 +12,10 @@ Contenders, in turn in one process for time, each in a process of its own for me
     nncf         the plain export in OpenVINO, quantized by NNCF with its transformer preset on 20 calls of a denoising loop
     ort dynamic  the plain export, quantized by onnxruntime.quantization.quantize_dynamic
 
-Measured so far on two cores with AVX2 only (results/quantized_loop.json), where int8 saturates and our runtime avoids it: int8 is as fast
-as our fp32, 0.80 of NNCF's time and 1.14 of ONNX Runtime's. What VNNI or AMX gives has not been measured. Memory is that of a whole
-process: ours holds text encoder and decoder too, the peers' the denoiser alone.
+Measured so far on two cores with AVX2 only (results/quantized_loop.json), where OpenVINO's int8 saturates and our runtime avoids it: int8
+takes 1.06 of our fp32's time and 0.88 of NNCF's, but 1.79 of ONNX Runtime's, whose int8 is fast there; our own bundle for ONNX Runtime
+takes 1.22 of it. What VNNI or AMX gives has not been measured. Memory is the peak of a process that runs a loop once, with nothing compiled
+before; text encoder and decoder are left out of ours as of the peers': int8 takes 0.71 of our fp32's, 0.97 of NNCF's, 1.34 of ONNX Runtime's.
 """
 
 from __future__ import annotations
