@@ -14,9 +14,10 @@ Contenders, in turn in one process for time, each in a process of its own for me
 
 Measured so far on two cores with AVX2 only (results/quantized_loop.json), where OpenVINO's int8 saturates and our runtime avoids it: int8
 takes 1.06 of our fp32's time and 0.88 of NNCF's, but 1.79 of ONNX Runtime's, whose int8 is fast there; our own bundle for ONNX Runtime
-takes 1.22 of it. What VNNI or AMX gives has not been measured. Memory is the peak of a process that runs a loop once, nothing compiled
-before; text encoder and decoder are left out of ours as of the peers': int8 takes 0.71 of our fp32's, 0.97 of NNCF's,
-1.34 of ONNX Runtime's.
+takes 1.22 of it. The peer's products saturate in 16 bits on such a processor: exact as ours (session.x64quantprecision), it is 1.2 times
+slower. What VNNI or AMX gives has not been measured. Memory is the peak of a process that runs a loop once, nothing compiled before; text
+encoder and decoder are left out of ours as of the peers': int8 takes 0.71 of our fp32's, 0.97 of NNCF's, 1.34 of ONNX
+Runtime's.
 """
 
 from __future__ import annotations
