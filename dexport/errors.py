@@ -3,10 +3,6 @@
 The command line turns `exit_code` into the process's exit status: 2 for the user's mistakes, 1 for failures.
 """
 
-from collections.abc import Iterable
-
-_MOST_NAMES = 20
-
 
 class DexportError(Exception):
     """Base of all deliberate errors.
@@ -35,9 +31,3 @@ class Failure(DexportError):
     """The request was legal and something broke while meeting it: disk full, a compiler failed, NaN in a result."""
 
     exit_code = 1
-
-
-def names_text(names: Iterable[str]) -> str:
-    """Up to 20 names in alphabetical order: "a, b", "(none)"."""
-    listed = sorted(names)
-    return ", ".join([*listed[:_MOST_NAMES], *(["..."] if len(listed) > _MOST_NAMES else [])]) or "(none)"

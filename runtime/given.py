@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from dexport.errors import UserError, names_text
+from dexport.errors import UserError
 from dexport.runtime.program import Draw, Instruction, Program, reads, writes
-from dexport.runtime.strict_json import shown
+from dexport.runtime.strict_json import names_text, shown
 
 
 def with_given(program: Program, names: Collection[str]) -> Program:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from dexport.errors import UserError, names_text
+from dexport.errors import UserError
 from dexport.runtime.manifest import Component, Port
 from dexport.runtime.program import (
     Combine,
@@ -35,6 +35,7 @@ from dexport.runtime.program import (
     reads,
     writes,
 )
+from dexport.runtime.strict_json import names_text
 
 MAX_ELEMENTS = 1 << 33
 """Of one buffer at batch 1, and of one table: far above any latent, video or hoisted value."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dexport.errors import UserError, names_text
+from dexport.errors import UserError
 from dexport.runtime.manifest import JsonObject, RequestBuffer
 from dexport.runtime.program import Program
-from dexport.runtime.strict_json import shown
+from dexport.runtime.strict_json import names_text, shown
 from dexport.runtime.text import Tokens
 
 Array = npt.NDArray[Any]

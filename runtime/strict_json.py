@@ -6,12 +6,14 @@ than 32, a key given twice, NaN and infinities (also as 1e999), integers beyond 
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from dexport.errors import UserError
 
 MAX_DEPTH = 32
 _MAX_INTEGER_DIGITS = 20  # of the longest 64-bit integer, sign included
+_MOST_NAMES = 20  # in an error
 _REBUILD = "get the bundle again or rebuild it"
 
 
@@ -91,3 +93,9 @@ def _children(node: Any) -> list[Any]:
     if isinstance(node, dict):
         return list(node.values())
     return node if isinstance(node, list) else []
+
+
+def names_text(names: Iterable[str]) -> str:
+    """Up to 20 names in alphabetical order: "a, b", "(none)"."""
+    listed = sorted(names)
+    return ", ".join([*listed[:_MOST_NAMES], *(["..."] if len(listed) > _MOST_NAMES else [])]) or "(none)"

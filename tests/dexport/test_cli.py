@@ -13,7 +13,7 @@ import click
 import pytest
 
 from dexport.cli import _explain, dexport, main
-from dexport.errors import DexportError, Failure, UserError, names_text
+from dexport.errors import DexportError, Failure, UserError
 
 COMMAND = [sys.executable, "-m", "dexport"]
 
@@ -97,12 +97,6 @@ def test_what_errors_say(error: Exception, code: int, message: str) -> None:
 def test_errors_know_their_parts() -> None:
     error = DexportError("file", expected="a", got="b", fix="c")
     assert (error.where, error.expected, error.got, error.fix, error.exit_code) == ("file", "a", "b", "c", 1)
-
-
-def test_errors_list_names_and_not_too_many() -> None:
-    assert names_text([]) == "(none)"
-    assert names_text({"b": 1, "a": 2}) == "a, b"
-    assert names_text(str(n) for n in range(10, 32)) == ", ".join(map(str, range(10, 30))) + ", ..."
 
 
 def test_interrupt_is_130_without_a_traceback(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dexport.errors import UserError
-from dexport.runtime.strict_json import MAX_DEPTH, parse_json, shown
+from dexport.runtime.strict_json import MAX_DEPTH, names_text, parse_json, shown
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,9 @@ def test_shown_says_what_containers_are() -> None:
     assert shown({"a": 1}) == "an object of 1" and shown([1, 2]) == "a list of 2" and shown(None) == "None"
     assert shown("a\x1b[31m\n") == r"a\x1b[31m\n"
     assert re.fullmatch(r"x{50}\.\.\.x{50}", shown("x" * 1000))
+
+
+def test_errors_list_names_and_not_too_many() -> None:
+    assert names_text([]) == "(none)"
+    assert names_text({"b": 1, "a": 2}) == "a, b"
+    assert names_text(str(n) for n in range(10, 32)) == ", ".join(map(str, range(10, 30))) + ", ..."
