@@ -12,7 +12,7 @@ The table of operators is ``tensorrt_operators.json``; it names its sources.
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -61,7 +61,6 @@ class _Context:
 
     version: Version
     opset: int
-    plugins: frozenset[str]
     functions: frozenset[tuple[str, str]]
     folder: Path
     constants: dict[str, TensorProto]
@@ -70,14 +69,13 @@ class _Context:
     shapes: dict[str, tuple[int | None, ...]]
 
 
-def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int, plugins: Collection[str] = ()) -> list[Problem]:
+def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int) -> list[Problem]:
     """Everything in an ONNX file that this TensorRT's parser cannot take; empty if nothing was found.
 
     Args:
         path: an ONNX file, whose external data need not be there except for scales and zero points.
         tensorrt: major and minor version.
         opset_max: highest opset to accept, `Target.onnx_opset`.
-        plugins: operator names that plugin libraries of the build provide.
 
     Raises:
         UserError: if the file cannot be read as ONNX.
@@ -94,7 +92,7 @@ def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int, pl
     opset = next((item.version for item in model.opset_import if item.domain in _STANDARD), 0)
     problems = _opset_problems(path.name, opset, opset_max)
     functions = frozenset((item.domain, item.name) for item in model.functions)
-    context = _Context(tensorrt, opset, frozenset(plugins), functions, path.parent, {}, frozenset(), {}, {})
+    context = _Context(tensorrt, opset, functions, path.parent, {}, frozenset(), {}, {})
     problems += _graph_problems(model.graph, context)
     for function in model.functions:
         for node in function.node:
@@ -190,17 +188,16 @@ def _label(node: NodeProto) -> str:
 
 
 def _operator_problems(node: NodeProto, context: _Context) -> list[Problem]:
-    if (node.domain, node.op_type) in context.functions or node.op_type in context.plugins:
+    if (node.domain, node.op_type) in context.functions:
         return []
     if node.domain not in (*_STANDARD, "trt"):
-        expected = "an ONNX operator, an operator of the model's own functions or a plugin"
-        fix = "build its plugin into the kit or spell it with ONNX operators"
-        return [Problem(_label(node), expected, f"{node.domain}::{node.op_type}", fix)]
+        expected = "an ONNX operator or an operator of the model's own functions"
+        return [Problem(_label(node), expected, f"{node.domain}::{node.op_type}", "spell it with ONNX operators")]
     table = _table()
     since = (table["trt_domain"] if node.domain == "trt" else table["operators"]).get(node.op_type)
     expected = f"an operator that the parser of TensorRT {_dotted(context.version)} has"
     if since is None:
-        return [Problem(_label(node), expected, node.op_type, "decompose it or provide a plugin")]
+        return [Problem(_label(node), expected, node.op_type, "decompose it")]
     newer = table["operator_since_opset"].get(node.op_type)
     if newer is not None and context.opset >= newer["opset"]:
         since = newer["tensorrt"]

@@ -35,11 +35,10 @@ def problems(tmp_path: Path) -> Callable[..., list[str]]:
         opset: int = 20,
         opset_max: int | None = None,
         out: str = "float[N,M] y",
-        plugins: tuple[str, ...] = (),
     ) -> list[str]:
         text = f'<ir_version: 9, opset_import: ["" : {opset}, "my" : 1, "trt" : 1]> g (float[2,4] x) => ({out}) {body}'
         path = _save(onnx.parser.parse_model(text), tmp_path)
-        found = check_onnx_for_tensorrt(path, tensorrt=tensorrt, opset_max=opset_max or opset, plugins=plugins)
+        found = check_onnx_for_tensorrt(path, tensorrt=tensorrt, opset_max=opset_max or opset)
         return [str(problem) for problem in found]
 
     return check
@@ -86,13 +85,12 @@ def test_an_operator_may_be_too_new_in_a_new_opset(problems: Check) -> None:
     assert problems(body, opset=21, tensorrt=JETPACK_7) == []
 
 
-def test_custom_operators_need_a_plugin(problems: Check) -> None:
+def test_custom_operators_are_not_taken(problems: Check) -> None:
     body = "{ y = my.BlockSparseAttention(x) }"
     assert problems(body) == [
-        "BlockSparseAttention y: expected an ONNX operator, an operator of the model's own functions or a plugin, "
-        "got my::BlockSparseAttention; build its plugin into the kit or spell it with ONNX operators"
+        "BlockSparseAttention y: expected an ONNX operator or an operator of the model's own functions, "
+        "got my::BlockSparseAttention; spell it with ONNX operators"
     ]
-    assert problems(body, plugins=("BlockSparseAttention",)) == []
 
 
 def test_trt_domain_by_version(problems: Check) -> None:
