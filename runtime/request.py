@@ -51,10 +51,11 @@ def request_buffers(
     Raises:
         UserError: a prompt or a class label is missing, or given to a model that has none; a given buffer does not fit.
     """
-    wanted_texts = [entry for entry in texts if _wants_prompt(entry, program, asked)]
-    _check(texts, wanted_texts, requests, asked)
+    of_prompt = _of_prompt(texts, program, asked)
+    _check_prompt(texts, [name for names in of_prompt.values() for name in names], asked)
+    _check_labels(any(r.source == "class" and _is_wanted(r.buffer, program, asked) for r in requests), asked)
     buffers: dict[str, Array] = {}
-    for entry in wanted_texts:
+    for entry in [entry for entry in texts if of_prompt[entry["name"]]]:
         prompts = list(asked.prompts or [""] * batch)
         if guided:
             prompts = list(asked.negative_prompts or [""] * batch) + prompts
@@ -70,10 +71,15 @@ def request_buffers(
     return {name: buffers[name].reshape(program.buffers[name].shape(batch)) for name in program.request}
 
 
-def _wants_prompt(text: JsonObject, program: Program, asked: Asked) -> bool:
-    """Whether token ids are made of a prompt: neither they nor what is computed of them was given."""
-    names = [name for name in (text["outputs"]["ids"], text["outputs"]["mask"]) if name is not None]
-    return not asked.buffers or any(name in program.request and name not in asked.buffers for name in names)
+def _is_wanted(name: str, program: Program, asked: Asked) -> bool:
+    """Whether a buffer is still to be filled: neither it nor what is computed of it was given."""
+    return name not in asked.buffers and (not asked.buffers or name in program.request)
+
+
+def _of_prompt(texts: Sequence[JsonObject], program: Program, asked: Asked) -> dict[str, list[str]]:
+    """Text entry -> the buffers that a prompt has to fill."""
+    names = {entry["name"]: (entry["outputs"]["ids"], entry["outputs"]["mask"]) for entry in texts}
+    return {text: [n for n in both if n is not None and _is_wanted(n, program, asked)] for text, both in names.items()}
 
 
 def _given(name: str, array: Array, program: Program, batch: int) -> Array:
@@ -99,15 +105,20 @@ def _values(source: str, parameter: str | None, negative: float, asked: Asked, g
             return [asked.parameters[parameter]] * batch * (2 if guided else 1)
 
 
-def _check(texts: Sequence[JsonObject], wanted_texts: Sequence[JsonObject], requests: Sequence[RequestBuffer], asked: Asked) -> None:
-    wants_class = any(r.source == "class" and r.buffer not in asked.buffers for r in requests)
-    if wanted_texts and asked.prompts is None:
+def _check_prompt(texts: Sequence[JsonObject], wanted: Sequence[str], asked: Asked) -> None:
+    """Args: wanted: the buffers that a prompt has to fill."""
+    if wanted and asked.prompts is None and asked.buffers:
+        raise UserError("prompt", expected=f"a text, or the buffers {names_text(wanted)} too", got="neither", fix="give one of them")
+    if wanted and asked.prompts is None:
         raise UserError("prompt", expected="a text", got="none", fix="give --prompt")
     if not texts and asked.prompts is not None:
         raise UserError("prompt", expected="none, as this model takes class labels", got="a text", fix="give --class-label instead")
-    if not wanted_texts and asked.prompts is not None:
+    if not wanted and asked.prompts is not None:
         raise UserError("prompt", expected="none, as buffers take its place", got="a text", fix="leave one of them out")
-    if wants_class and asked.class_labels is None:
+
+
+def _check_labels(wanted: bool, asked: Asked) -> None:
+    if wanted and asked.class_labels is None:
         raise UserError("class label", expected="a number", got="none", fix="give --class-label")
-    if not wants_class and asked.class_labels is not None:
+    if not wanted and asked.class_labels is not None:
         raise UserError("class label", expected="none, as this model takes prompts", got="a number", fix="give --prompt instead")

@@ -112,10 +112,21 @@ def test_buffers_take_the_place_of_prompts_and_labels() -> None:
     assert _buffers([], [CLASS], ["label"], False, 1, buffers={"label": np.array([4])}) == {"label": [4]}
 
 
+def test_what_is_computed_of_a_prompt_or_label_takes_its_place() -> None:
+    """Then `with_given` has left their buffers out of the program."""
+    embeds: dict[str, Any] = {"scale": np.ones(1, np.float32)}
+    assert _buffers([TEXT], [], ["scale"], False, 1, buffers=embeds) == {"scale": [1]}
+    assert _buffers([], [CLASS], ["scale"], False, 1, buffers=embeds) == {"scale": [1]}
+
+
 @pytest.mark.parametrize(
     ("buffers", "prompts", "message"),
     [
-        ({"ids": np.ones((1, 3), np.int64)}, None, "prompt: expected a text, got none; give --prompt"),
+        (
+            {"ids": np.ones((1, 3), np.int64)},
+            None,
+            "prompt: expected a text, or the buffers mask too, got neither; give one of them",
+        ),
         (
             {"ids": np.ones((1, 3), np.int64), "mask": np.ones((1, 3), np.int64)},
             ["a"],

@@ -14,27 +14,46 @@ bool is_given(const Asked& asked, const std::string& buffer) {
     return asked.buffers.count(buffer) != 0;
 }
 
-/// Whether token ids are made of a prompt: neither they nor what is computed of them was given.
-bool wants_prompt(const TextEntry& text, const Program& program, const Asked& asked) {
-    const auto wanted = [&](const std::string& name) {
-        return !is_given(asked, name) && std::find(program.request.begin(), program.request.end(), name) != program.request.end();
-    };
-    return asked.buffers.empty() || wanted(text.ids) || (text.mask && wanted(*text.mask));
+bool is_input(const Program& program, const std::string& buffer) {
+    return std::find(program.request.begin(), program.request.end(), buffer) != program.request.end();
+}
+
+/// Whether a buffer is still to be filled: neither it nor what is computed of it was given.
+bool is_wanted(const std::string& buffer, const Program& program, const Asked& asked) {
+    return !is_given(asked, buffer) && (asked.buffers.empty() || is_input(program, buffer));
+}
+
+/// The buffers that a prompt has to fill.
+std::vector<std::string> wanted_of_prompt(const TextEntry& text, const Program& program, const Asked& asked) {
+    std::vector<std::string> wanted;
+    for (const std::optional<std::string>& name : {std::optional(text.ids), text.mask}) {
+        if (name && is_wanted(*name, program, asked)) {
+            wanted.push_back(*name);
+        }
+    }
+    return wanted;
 }
 
 void check(const Manifest& manifest, const Program& program, const Asked& asked) {
-    const bool wants_text = std::any_of(manifest.texts.begin(), manifest.texts.end(),
-                                        [&](const TextEntry& text) { return wants_prompt(text, program, asked); });
+    std::vector<std::string> of_prompt;
+    for (const TextEntry& text : manifest.texts) {
+        for (const std::string& name : wanted_of_prompt(text, program, asked)) {
+            of_prompt.push_back(name);
+        }
+    }
     const bool wants_class = std::any_of(manifest.requests.begin(), manifest.requests.end(), [&](const RequestBuffer& each) {
-        return each.source == "class" && !is_given(asked, each.buffer);
+        return each.source == "class" && is_wanted(each.buffer, program, asked);
     });
-    if (wants_text && !asked.prompts) {
+    if (!of_prompt.empty() && !asked.prompts && !asked.buffers.empty()) {
+        throw user_error("prompt", "a text, or the buffers " + names_text(of_prompt) + " too", "neither", "give one of them");
+    }
+    if (!of_prompt.empty() && !asked.prompts) {
         throw user_error("prompt", "a text", "none", "give --prompt");
     }
     if (manifest.texts.empty() && asked.prompts) {
         throw user_error("prompt", "none, as this model takes class labels", "a text", "give --class-label instead");
     }
-    if (!wants_text && asked.prompts) {
+    if (of_prompt.empty() && asked.prompts) {
         throw user_error("prompt", "none, as buffers take its place", "a text", "leave one of them out");
     }
     if (wants_class && !asked.class_labels) {
@@ -44,7 +63,7 @@ void check(const Manifest& manifest, const Program& program, const Asked& asked)
         throw user_error("class label", "none, as this model takes prompts", "a number", "give --prompt instead");
     }
     for (const auto& item : asked.buffers) {
-        if (std::find(program.request.begin(), program.request.end(), item.first) == program.request.end()) {
+        if (!is_input(program, item.first)) {
             throw user_error("buffers", "one of the inputs " + names_text(program.request), "'" + shown(item.first) + "'", "leave it out");
         }
     }
@@ -111,7 +130,7 @@ std::map<std::string, OwnedTensor> request_buffers(const Manifest& manifest, con
     check(manifest, program, asked);
     std::map<std::string, OwnedTensor> buffers;
     const auto fill = [&](const std::string& name, const auto& values) {
-        if (std::find(program.request.begin(), program.request.end(), name) == program.request.end() || is_given(asked, name)) {
+        if (!is_input(program, name) || is_given(asked, name)) {
             return;
         }
         OwnedTensor buffer = new_buffer(program, name, batch, values.size());
@@ -121,7 +140,7 @@ std::map<std::string, OwnedTensor> request_buffers(const Manifest& manifest, con
         buffers[name] = std::move(buffer);
     };
     for (const TextEntry& text : manifest.texts) {
-        if (!wants_prompt(text, program, asked)) {
+        if (wanted_of_prompt(text, program, asked).empty()) {
             continue;
         }
         std::vector<std::string> prompts;
@@ -136,7 +155,7 @@ std::map<std::string, OwnedTensor> request_buffers(const Manifest& manifest, con
         }
     }
     for (const RequestBuffer& wanted : manifest.requests) {
-        if (!is_given(asked, wanted.buffer)) {
+        if (is_wanted(wanted.buffer, program, asked)) {
             fill(wanted.buffer, values_of(wanted, asked, guided, batch));
         }
     }

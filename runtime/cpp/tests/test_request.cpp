@@ -71,6 +71,21 @@ TEST_CASE("buffers that the caller filled take the place of prompts") {
           "buffers: expected one of the inputs given, ids, mask, scale, got 'masks'; leave it out");
 }
 
+TEST_CASE("what is computed of a prompt or a label takes its place") {
+    std::vector<std::uint16_t> scale(2);
+    Prompted prompted;
+    Asked asked = {std::nullopt, std::nullopt, std::nullopt, {}, {}};
+    asked.buffers["scale"] = {Dtype::float16, {2}, reinterpret_cast<std::byte*>(scale.data())};
+    CHECK(refusal_of([&] { static_cast<void>(prompted.fill(asked)); }) ==
+          "prompt: expected a text, or the buffers ids, mask too, got neither; give one of them");
+    prompted.program.request = {"scale"};  // as `with_given` leaves it
+    prompted.manifest.requests.push_back({"label", "class", std::nullopt, 0});
+    CHECK(prompted.fill(asked).size() == 1);
+    asked.prompts = {"a"};
+    CHECK(refusal_of([&] { static_cast<void>(prompted.fill(asked)); }) ==
+          "prompt: expected none, as buffers take its place, got a text; leave one of them out");
+}
+
 TEST_CASE("conditions that a model does not take are refused") {
     const Prompted prompted;
     CHECK(refusal_of([&] { static_cast<void>(prompted.fill({std::nullopt, std::nullopt, std::nullopt, {}, {}})); }) ==
