@@ -10,14 +10,14 @@ Contenders, in turn in one process for time, each in a process of its own for me
 
     ours fp32, int8 (constant scales), int8-token (vidit-q-w8a8: scales per token), for OpenVINO, and int8 for ONNX Runtime
     nncf         the plain export in OpenVINO, quantized by NNCF with its transformer preset on 20 calls of a denoising loop
-    ort dynamic  the plain export, quantized by onnxruntime.quantization.quantize_dynamic
+    ort dynamic  the plain export, quantized by onnxruntime.quantization.quantize_dynamic; "exact" with session.x64quantprecision, as ours:
+                 without VNNI its products saturate in 16 bits otherwise
 
 Measured so far on two cores with AVX2 only (results/quantized_loop.json), where OpenVINO's int8 saturates and our runtime avoids it: int8
-takes 1.06 of our fp32's time and 0.88 of NNCF's, but 1.79 of ONNX Runtime's, whose int8 is fast there; our own bundle for ONNX Runtime
-takes 1.22 of it. The peer's products saturate in 16 bits on such a processor: exact as ours (session.x64quantprecision), it is 1.2 times
-slower. What VNNI or AMX gives has not been measured. Memory is the peak of a process that runs a loop once, nothing compiled before; text
-encoder and decoder are left out of ours as of the peers': int8 takes 0.71 of our fp32's, 0.97 of NNCF's, 1.34 of ONNX
-Runtime's.
+takes 1.17 of our fp32's time, 0.90 of NNCF's, and 1.82 of ONNX Runtime's, or 1.61 where that is exact too; our own bundle for ONNX Runtime
+takes 1.15 of the exact one. What VNNI or AMX gives has not been measured. Memory is the peak of a process that runs a loop once, nothing
+compiled before; text encoder and decoder are left out of ours as of the peers': int8 takes 0.71 of our fp32's, 0.97 of NNCF's, 1.35 of
+ONNX Runtime's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OURS = {
     "ours int8-token": ("cpu", "vidit-q-w8a8"),
     "ours int8, ONNX Runtime": ("onnxruntime-cpu", "int8"),
 }
-PEERS = ("openvino fp32", "openvino + nncf int8", "onnxruntime dynamic int8")
+PEERS = ("openvino fp32", "openvino + nncf int8", "onnxruntime dynamic int8", "onnxruntime dynamic int8, exact")
 BASE = "ours int8"
 OUTSIDE = ("text_encoder", "vae_decoder")
 _FAST = {"calibration_size": 2, "quality_prompts": 0}  # pictures of random weights say nothing about quality
@@ -188,7 +188,7 @@ def _peer(folder: Path, name: str) -> Callable[[], float]:
     for key in stored.files:
         step, _, port = key.partition(".")
         feeds[int(step)][port] = stored[key]
-    call = _onnxruntime(folder / "dynamic.onnx") if name.startswith("onnxruntime") else _openvino(folder, name)
+    call = _onnxruntime(folder / "dynamic.onnx", "exact" in name) if name.startswith("onnxruntime") else _openvino(folder, name)
 
     def run() -> float:
         started = time.perf_counter()
@@ -209,10 +209,12 @@ def _openvino(folder: Path, name: str) -> Callable[[dict[str, np.ndarray]], Any]
     return openvino.Core().compile_model(model, "CPU", hints)  # type: ignore[no-any-return]
 
 
-def _onnxruntime(path: Path) -> Callable[[dict[str, np.ndarray]], Any]:
+def _onnxruntime(path: Path, exact: bool) -> Callable[[dict[str, np.ndarray]], Any]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, feed)
 
 
