@@ -1,4 +1,8 @@
-"""Writes an untrained PixArt pipeline of a chosen shape, for benchmarks of time and memory."""
+"""Writes an untrained PixArt pipeline of a chosen shape, for benchmarks of time and memory.
+
+Neither depends on what the weights are, so the denoiser's are pieces of one strip of noise: bundles and models made of them pack to a
+few MB (xz with a large dictionary), and so can be carried to a machine without a network. Unpacked, they are as large as any.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ def random_pixart(directory: Path, *, layers: int, heads: int, head_dim: int, ca
         use_additional_conditions=False,
     )
     with torch.no_grad():
+        _repeat_noise(model)
         for table in (p for n, p in model.named_parameters() if n.endswith("scale_shift_table")):
             table.normal_(0, 0.1)
     text = T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=caption, d_ff=64, d_kv=16, num_layers=1, num_heads=2))
@@ -42,3 +47,16 @@ def random_pixart(directory: Path, *, layers: int, heads: int, head_dim: int, ca
     pipeline = PixArtAlphaPipeline(tokenizer, text.eval(), vae.eval(), model.eval(), DPMSolverMultistepScheduler())
     pipeline.save_pretrained(directory)
     return directory
+
+
+def _repeat_noise(model: torch.nn.Module) -> None:
+    """Fills every weight matrix from one strip of numbers, in PyTorch's initial range: row i of matrix k is the strip from k + i on.
+
+    So no two rows of a matrix and no two matrices of one shape are equal, and none is of low rank. Every 64th number is the largest: all
+    rows have one scale per output channel or per tensor, and their integers repeat as the numbers do.
+    """
+    weights = [p.flatten(1) for n, p in model.named_parameters() if n.endswith("weight") and p.dim() > 1]
+    strip = torch.rand(len(weights) + max(sum(w.shape) for w in weights)) * 2 - 1
+    strip[::64] = 1
+    for k, weight in enumerate(weights):
+        weight.copy_(strip[k:].as_strided(tuple(weight.shape), (1, 1)) * weight.shape[1] ** -0.5)
