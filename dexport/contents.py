@@ -46,6 +46,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "guidance", f"{manifest.guidance.kind}, default {manifest.guidance.default:g}"
     for text in manifest.text:
         yield "text", f"{text['name']}: {text['length']} tokens"
+    for plugin in manifest.plugins:
+        made = f"for SM {plugin.sm} and TensorRT {plugin.tensorrt}" if plugin.sm else f"{len(plugin.files)} files of source"
+        yield "plugin", f"{plugin.name}: {made}"
     if manifest.recipe is not None:
         yield "recipe", f"{shown(str(manifest.recipe.get('name')))}: {shown(str(manifest.recipe.get('summary')), 300)}"
 

@@ -91,6 +91,23 @@ class Component:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """An operation of dexport's own that engines need TensorRT to have.
+
+    Attributes:
+        name: of the operation, a folder of dexport/plugins.
+        files: the library; in a kit the sources from which `dexport finalize` compiles it.
+        sm: compute capability times ten that the library is for; None in a kit.
+        tensorrt: version that it was compiled for, "10.3.0"; None in a kit.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    sm: int | None = None
+    tensorrt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgramEntry:
     """One sampling program and the request it answers; `guided` ones carry an unconditional and a conditional half."""
 
@@ -171,6 +188,7 @@ class Manifest:
     golden: tuple[Golden, ...] = ()
     quality: JsonObject | None = None
     report: str | None = None
+    plugins: tuple[Plugin, ...] = ()
 
     @property
     def is_kit(self) -> bool:
@@ -188,7 +206,8 @@ class Manifest:
         of_variants = {
             path for component in self.components.values() for variant in component.variants if variant.native for path in variant.files
         }
-        return frozenset(of_variants | {path for path in self.files if path.lower().endswith(NATIVE_SUFFIXES)})
+        of_plugins = {path for plugin in self.plugins for path in plugin.files}
+        return frozenset(of_variants | of_plugins | {path for path in self.files if path.lower().endswith(NATIVE_SUFFIXES)})
 
 
 def manifest_to_json(manifest: Manifest) -> bytes:
@@ -250,6 +269,11 @@ def _check_references(manifest: Manifest, where: str) -> None:
                 _refuse(where, place, f"the artifact {variant.artifact!r} among its files", f"{len(variant.files)} other files")
             if not variant.native and variant.format in NATIVE_FORMATS:
                 _refuse(where, place, f"native true for the format {variant.format}", "native false")
+    for index, plugin in enumerate(manifest.plugins):
+        place = f"plugins.{index}"
+        named += [(place, path) for path in plugin.files]
+        if (plugin.sm is None) != (plugin.tensorrt is None) or (plugin.sm is not None and len(plugin.files) != 1):
+            _refuse(where, place, "sources alone, or one library with its sm and tensorrt", f"{len(plugin.files)} files")
     for index, program in enumerate(manifest.programs):
         named += [(f"programs.{index}", path) for path in (program.file, program.tables)]
     for index, golden in enumerate(manifest.golden):
@@ -279,6 +303,7 @@ def _manifest(document: JsonObject) -> Manifest:
             "programs": tuple(ProgramEntry(**{**entry, "size": _size(entry["size"])}) for entry in document["programs"]),
             "files": {path: FileEntry(**entry) for path, entry in document["files"].items()},
             "golden": tuple(Golden(**entry) for entry in document["golden"]),
+            "plugins": tuple(Plugin(**{**entry, "files": tuple(entry["files"])}) for entry in document.get("plugins", ())),
         }
     )
 

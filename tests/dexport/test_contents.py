@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from dexport.contents import contents
-from dexport.runtime.manifest import Golden, Guidance, Manifest
+from dexport.runtime.manifest import Golden, Guidance, Manifest, Plugin
 from tests.runtime.sample_bundle import complete_manifest
 
 
@@ -33,6 +33,12 @@ def test_everything_is_named() -> None:
         "quality   not measured",
     ):
         assert part in text, text
+
+
+def test_plugins_are_named() -> None:
+    library = Plugin(name="lowrank_linear", files=("plugins/x.so",), sm=87, tensorrt="10.3.0")
+    text = _text(plugins=(library, Plugin(name="other", files=("a.cu", "b.h"))))
+    assert "plugin    lowrank_linear: for SM 87 and TensorRT 10.3.0" in text and "plugin    other: 2 files of source" in text
 
 
 def test_the_split_of_the_denoiser() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dexport.errors import UserError
-from dexport.runtime.manifest import MAX_MANIFEST_BYTES, SCHEMA, check_collisions, check_path, manifest_from_json, manifest_to_json
+from dexport.runtime.manifest import MAX_MANIFEST_BYTES, SCHEMA, Plugin, check_collisions, check_path, manifest_from_json, manifest_to_json
 from tests.runtime.sample_bundle import LOOP, PLAN, complete_manifest, edited_manifest
 
 Edit = Callable[[dict[str, Any]], object]
@@ -17,9 +17,23 @@ def _variant(document: dict[str, Any]) -> dict[str, Any]:
     return variant
 
 
+def _plugin(**changes: Any) -> dict[str, Any]:
+    return {"name": "lowrank_linear", "files": [PLAN], "sm": 87, "tensorrt": "10.3.0", **changes}
+
+
 def test_a_manifest_survives_json() -> None:
     manifest = complete_manifest()
     assert manifest_from_json(manifest_to_json(manifest), "manifest.json") == manifest
+    library = Plugin(name="lowrank_linear", files=("plugins/x.so",), sm=87, tensorrt="10.3.0")
+    sources = Plugin(name="lowrank_linear", files=(LOOP, "plugins/x.so"))
+    for plugin in (library, sources):
+        files = manifest.files | {"plugins/x.so": manifest.files[PLAN]}
+        with_one = dataclasses.replace(manifest, files=files, plugins=(plugin,))
+        assert manifest_from_json(manifest_to_json(with_one), "manifest.json") == with_one
+
+
+def test_a_manifest_from_before_there_were_plugins_is_read() -> None:
+    assert manifest_from_json(edited_manifest(lambda d: d.pop("plugins")), "manifest.json") == complete_manifest()
 
 
 def test_the_digest_depends_on_all_but_the_time() -> None:
@@ -33,6 +47,8 @@ def test_native_files_are_those_of_native_variants_and_those_named_like_code() -
     assert manifest.native_files() == {PLAN}
     files = manifest.files | {"plugins/evil.SO": manifest.files[PLAN]}
     assert dataclasses.replace(manifest, files=files).native_files() == {PLAN, "plugins/evil.SO"}
+    sources = Plugin(name="lowrank_linear", files=(LOOP,))
+    assert dataclasses.replace(manifest, plugins=(sources,)).native_files() == {PLAN, LOOP}  # code is what will be compiled, too
 
 
 @pytest.mark.parametrize(
@@ -65,6 +81,14 @@ def test_native_files_are_those_of_native_variants_and_those_named_like_code() -
         (lambda d: d["golden"][0].update(outputs="no"), "golden.0: expected 'no' listed under files"),
         (lambda d: d["text"][0].update(tokenizer="no"), "text.0: expected 'no' listed under files"),
         (lambda d: d["text"][0].update(lower=True), "text.0: expected only the keys name, .*, got the key 'lower'"),
+        (lambda d: d.update(plugins=[_plugin(files=["no.so"])]), "plugins.0: expected 'no.so' listed under files"),
+        (lambda d: d.update(plugins=[_plugin(files=["../x.so"])]), r"plugins.0.files.0: expected a plain relative path .*, got '../x.so'"),
+        (lambda d: d.update(plugins=[_plugin(files=["/tmp/x.so"])]), "plugins.0.files.0: expected a plain relative path"),
+        (lambda d: d.update(plugins=[_plugin(files=[PLAN, LOOP])]), "plugins.0: expected sources alone, or one library with its sm"),
+        (lambda d: d.update(plugins=[_plugin(sm=None)]), "plugins.0: expected sources alone, or one library with its sm and tensorrt"),
+        (lambda d: d.update(plugins=[_plugin(sm=8)]), "plugins.0.sm: expected a number from 80, got 8"),
+        (lambda d: d.update(plugins=[_plugin(tensorrt="ten")]), "plugins.0.tensorrt: expected a version such as 10.3.0"),
+        (lambda d: d.update(plugins=[_plugin(url="x")]), "plugins.0: expected only the keys name, .*, got the key 'url'"),
         (lambda d: d.update(report="no.html"), "report: expected 'no.html' listed under files"),
         (lambda d: d["files"][LOOP].update(bytes=-1), "bytes: expected a number from 0, got -1"),
         (lambda d: d["files"][LOOP].update(bytes=1 << 60), "bytes: expected a number up to 9007199254740991, got 1152921504606846976"),

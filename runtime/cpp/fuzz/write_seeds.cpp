@@ -10,7 +10,13 @@ int main(int, char** arguments) {
     const std::filesystem::path seeds = arguments[1];
     const Folder folder;
     std::filesystem::create_directories(seeds / "manifest");
-    std::filesystem::copy_file(write_sample_bundle(folder.path()) / "manifest.json", seeds / "manifest" / "sample",
+    const auto with_plugins = [](Json& manifest) {
+        manifest["files"]["plugins/one.so"] = {{"sha256", std::string(64, '0')}, {"bytes", 1}};
+        const Json files = Json::array({"plugins/one.so"});
+        manifest["plugins"] = Json::array({{{"name", "one"}, {"files", files}, {"sm", 87}, {"tensorrt", "10.3.0"}},
+                                           {{"name", "two"}, {"files", files}, {"sm", nullptr}, {"tensorrt", nullptr}}});
+    };
+    std::filesystem::copy_file(write_sample_bundle(folder.path(), with_plugins) / "manifest.json", seeds / "manifest" / "sample",
                                std::filesystem::copy_options::overwrite_existing);
     write_file(seeds / "program" / "sample", sample_program().dump());
     write_file(seeds / "archive" / "sample", sample_archive());

@@ -64,6 +64,7 @@ public:
                 check_variant("components." + component.key() + ".variants." + std::to_string(index++), variant);
             }
         }
+        check_plugins();
         std::size_t index = 0;
         for (const Json& program : document_.at("programs")) {
             const std::string place = "programs." + std::to_string(index++);
@@ -104,6 +105,20 @@ private:
         const auto format = variant.at("format").get<std::string>();
         if (!variant.at("native").get<bool>() && (format == "tensorrt" || format == "tensorrt-rtx")) {
             refuse(place, "native true for the format " + format, "native false");
+        }
+    }
+
+    void check_plugins() {
+        std::size_t index = 0;
+        for (const Json& plugin : document_.value("plugins", Json::array())) {
+            const std::string place = "plugins." + std::to_string(index++);
+            const Json &files = plugin.at("files"), &sm = plugin.at("sm");
+            for (const Json& path : files) {
+                name(place, path);
+            }
+            if (sm.is_null() != plugin.at("tensorrt").is_null() || (!sm.is_null() && files.size() != 1)) {
+                refuse(place, "sources alone, or one library with its sm and tensorrt", std::to_string(files.size()) + " files");
+            }
         }
     }
 
@@ -210,6 +225,10 @@ Manifest manifest_from(const Json& document) {
                                      program.at("steps").get<std::int64_t>(), size_from(program.at("size")),
                                      program.at("guided").get<bool>()});
     }
+    for (const Json& plugin : document.value("plugins", Json::array())) {
+        manifest.plugins.push_back({plugin.at("name").get<std::string>(), plugin.at("files").get<std::vector<std::string>>(),
+                                    optional<int>(plugin.at("sm")), optional<std::string>(plugin.at("tensorrt")).value_or("")});
+    }
     for (const auto& item : document.at("files").items()) {
         const Json& file = item.value();
         manifest.files.emplace_back(item.key(), FileEntry{file.at("sha256").get<std::string>(), file.at("bytes").get<std::uint64_t>()});
@@ -237,6 +256,9 @@ std::set<std::string> Manifest::native_files() const {
                 native.insert(variant.files.begin(), variant.files.end());
             }
         }
+    }
+    for (const Plugin& plugin : plugins) {
+        native.insert(plugin.files.begin(), plugin.files.end());
     }
     for (const auto& item : files) {
         const std::string path = lower(item.first);

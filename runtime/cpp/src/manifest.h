@@ -48,6 +48,14 @@ struct Component {
     std::string precision;  ///< "fp32", "fp16" or "bf16"
 };
 
+/// An operation of dexport's own that engines need TensorRT to have: one library, or, in a kit, the sources of one.
+struct Plugin {
+    std::string name;
+    std::vector<std::string> files;
+    std::optional<int> sm;     ///< compute capability times ten that the library is for; none in a kit
+    std::string tensorrt;      ///< version that it was compiled for; empty in a kit
+};
+
 /// One sampling program and the request it answers; `guided` ones carry an unconditional and a conditional half.
 struct ProgramEntry {
     std::string file;
@@ -97,6 +105,7 @@ struct Manifest {
     std::optional<std::int64_t> frames_per_second;
     std::vector<Size> sizes;
     std::vector<ProgramEntry> programs;
+    std::vector<Plugin> plugins;
     std::vector<std::pair<std::string, FileEntry>> files;  ///< in the manifest's order
 
     /// Null if there is none of that name.

@@ -50,6 +50,26 @@ TEST_CASE("machine code is known by its mark and by its name") {
     CHECK(manifest.file("none") == nullptr);
 }
 
+TEST_CASE("plugins are machine code, and so are their sources") {
+    const auto with = [](const Json& plugin) {
+        return document([&](Json& each) {
+                   each["files"]["plugins/one.cpp"] = {{"sha256", std::string(64, '0')}, {"bytes", 1}};
+                   each["plugins"] = Json::array({plugin});
+               })
+            .dump();
+    };
+    const Json library = {{"name", "one"}, {"files", Json::array({"plugins/one.cpp"})}, {"sm", 87}, {"tensorrt", "10.3.0"}};
+    const Manifest finished = manifest_from_json(with(library), "manifest.json");
+    CHECK(finished.plugins.front().sm == 87);
+    CHECK(finished.plugins.front().tensorrt == "10.3.0");
+    CHECK(finished.native_files() == std::set<std::string>{"plugins/one.cpp"});
+    const Json sources = {{"name", "one"}, {"files", Json::array({"plugins/one.cpp"})}, {"sm", nullptr}, {"tensorrt", nullptr}};
+    const Manifest kit = manifest_from_json(with(sources), "manifest.json");
+    CHECK(!kit.plugins.front().sm.has_value());
+    CHECK(kit.native_files() == std::set<std::string>{"plugins/one.cpp"});
+    CHECK(manifest_from_json(document([](Json&) {}).dump(), "manifest.json").plugins.empty());
+}
+
 TEST_CASE("a newer schema names what can read it") {
     CHECK(
         refusal([](Json& manifest) { manifest["schema"] = 2, manifest["dexport"] = "3.0"; }) ==
