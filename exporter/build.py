@@ -190,6 +190,7 @@ def _manifest(
         precision=decided.precision,
         config=json.loads(json.dumps(config)),
         components=emitter.components,
+        plugins=emitter.plugins,
         text=texts,
         requests=request_entries(decided),
         batch=decided.options.batch,

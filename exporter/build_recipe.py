@@ -14,6 +14,7 @@ from dexport.exporter.golden import fits
 from dexport.exporter.guards import checked_run, require_quality
 from dexport.exporter.options import Size
 from dexport.exporter.plan import Plan
+from dexport.exporter.plugin_layers import keeping_misfits
 from dexport.exporter.prompts import read_prompts
 from dexport.exporter.quality import Quality, measure
 from dexport.exporter.quantization import QuantizedSplit
@@ -65,10 +66,12 @@ def apply_recipe(
     """Quantizes the graphs of a build as its plan says.
 
     Raises:
-        UserError: statistics or a checkpoint do not fit, a pattern matches nothing, or a budget cannot be met.
+        UserError: statistics or a checkpoint do not fit, a pattern matches nothing, a budget cannot be met, or a kernel does not have the
+            sizes of a layer.
         Failure: pictures are broken or below what was asked for; the error says what would repair them.
     """
     assert decided.recipe is not None
+    decided = keeping_misfits(decided, splits)
     return _Application(decided, splits, solvers, Scratch(scratch), report).result()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dexport.exporter.asked_precision import asked_precisions
-from dexport.exporter.engines.jetson import KitComponent, write_kit
+from dexport.exporter.engines.jetson import KitComponent, write_kit, write_plugins
 from dexport.exporter.engines.tensorrt_rtx import build_engine
 from dexport.exporter.external_data import WeightFile
 from dexport.exporter.onnx import OnnxFile, onnx_from_graph
@@ -23,7 +23,7 @@ from dexport.passes.graph import BATCH, STEPS, Dim, Graph
 from dexport.runtime.builders.builder import Profile, profiles_to_json
 from dexport.runtime.builders.openvino import ir_from_onnx
 from dexport.runtime.finalize.precision import asked_to_json
-from dexport.runtime.manifest import KIT, Component, Port, Variant
+from dexport.runtime.manifest import KIT, Component, Plugin, Port, Variant
 from dexport.targets.target import Target
 
 _FOLDER = "graphs"
@@ -53,6 +53,8 @@ class Emitter:
 
     Attributes:
         kit: leave the engines to `dexport finalize`, also where they could be built here.
+        components: what has been written.
+        plugins: what a kit needs besides TensorRT; known once it is finished.
     """
 
     directory: Path
@@ -61,6 +63,7 @@ class Emitter:
     storage: torch.dtype
     kit: bool = False
     components: dict[str, Component] = field(default_factory=dict)
+    plugins: tuple[Plugin, ...] = ()
     _kit: list[KitComponent] = field(default_factory=list)
     _weights: dict[str, WeightFile] = field(default_factory=dict)
     _open: ExitStack = field(default_factory=ExitStack)
@@ -111,7 +114,8 @@ class Emitter:
         """Closes the weight files and writes what needs all components: the build kit of a Jetson."""
         self._open.close()
         if self.target.backend == "tensorrt-kit":
-            write_kit(self.directory, self._kit, self.target)
+            self.plugins = write_plugins(self.directory, self._kit, self.target)
+            write_kit(self.directory, self._kit, self.target, self.plugins)
 
     def _onnx(self, graph: Graph, stem: str) -> OnnxFile:
         if graph.name not in self._weights:

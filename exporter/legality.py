@@ -7,12 +7,13 @@ and the rules of Q/DQ: constant, positive scales of the right number and type, z
 TensorRT up to 10.3 it also knows which operators take no integers. It does not know TensorRT's own limits on shapes, so an empty
 list is necessary for a build, not sufficient.
 
-The table of operators is ``tensorrt_operators.json``; it names its sources.
+The table of operators is ``tensorrt_operators.json``; it names its sources. Of a node of a plugin that comes with the model it knows what
+plugins/NAME/manifest.json says: attributes, number and types of inputs.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -24,6 +25,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, external_data_helper, numpy_helper
 
 from dexport.errors import UserError
+from dexport.exporter.plugin_nodes import PluginNode, plugin_node
 
 Version = tuple[int, int]
 
@@ -62,6 +64,7 @@ class _Context:
     version: Version
     opset: int
     functions: frozenset[tuple[str, str]]
+    plugins: dict[tuple[str, str], PluginNode]
     folder: Path
     constants: dict[str, TensorProto]
     derived: frozenset[str]
@@ -69,13 +72,14 @@ class _Context:
     shapes: dict[str, tuple[int | None, ...]]
 
 
-def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int) -> list[Problem]:
+def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int, plugins: Sequence[str] = ()) -> list[Problem]:
     """Everything in an ONNX file that this TensorRT's parser cannot take; empty if nothing was found.
 
     Args:
         path: an ONNX file, whose external data need not be there except for scales and zero points.
         tensorrt: major and minor version.
         opset_max: highest opset to accept, `Target.onnx_opset`.
+        plugins: folders of the plugins whose nodes the model may have, `Target.plugins`.
 
     Raises:
         UserError: if the file cannot be read as ONNX.
@@ -92,7 +96,8 @@ def check_onnx_for_tensorrt(path: Path, *, tensorrt: Version, opset_max: int) ->
     opset = next((item.version for item in model.opset_import if item.domain in _STANDARD), 0)
     problems = _opset_problems(path.name, opset, opset_max)
     functions = frozenset((item.domain, item.name) for item in model.functions)
-    context = _Context(tensorrt, opset, functions, path.parent, {}, frozenset(), {}, {})
+    nodes = {(node.domain, node.name): node for node in map(plugin_node, plugins)}
+    context = _Context(tensorrt, opset, functions, nodes, path.parent, {}, frozenset(), {}, {})
     problems += _graph_problems(model.graph, context)
     for function in model.functions:
         for node in function.node:
@@ -190,6 +195,10 @@ def _label(node: NodeProto) -> str:
 def _operator_problems(node: NodeProto, context: _Context) -> list[Problem]:
     if (node.domain, node.op_type) in context.functions:
         return []
+    if (plugin := context.plugins.get((node.domain, node.op_type))) is not None:
+        types = [context.types.get(name, TensorProto.UNDEFINED) for name in node.input]
+        fix = "report this: the exporter writes other nodes"
+        return [Problem(_label(node), expected, got, fix) for expected, got in plugin.faults(node, types)]
     if node.domain not in (*_STANDARD, "trt"):
         expected = "an ONNX operator or an operator of the model's own functions"
         return [Problem(_label(node), expected, f"{node.domain}::{node.op_type}", "spell it with ONNX operators")]

@@ -3,6 +3,9 @@
 "Exactly" means that the target's own low-bit kernels compute what the operation means (plugins/quantized_linear), up to the order
 of sums; a form that could only be imitated by rounding in 16 or 32 bits is not exact. `exporter/spellings` writes every form that
 is exact here and refuses the others.
+
+A plugin computes what the target's own compiler does not: `lowrank_linear` has linears with 4-bit integers in groups of 64. What its kernel
+asks of single layers is checked by `exporter/plugin_layers.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from dexport.exporter.spellings.lowrank import ACTIVATION_BITS
 from dexport.exporter.spellings.quantized import FP4_OPSET
 from dexport.exporter.spellings.site import integer_bits, integer_step
 from dexport.passes.quantization.recipe import MICRO_FORMATS, ActivationSpec, Treatment, WeightSpec
 from dexport.plugins.formats import format_of
+from dexport.plugins.lowrank_linear.shapes import GROUP
 from dexport.targets.formats import Backend, Support
 from dexport.targets.target import Target
 
@@ -62,12 +67,27 @@ def exact(target: Target, treatment: Treatment, *, convolution: bool = False) ->
         return _YES
     if convolution and not (answer := _convolution(target, weights, activations)):
         return answer
+    if not convolution and needs_lowrank_linear(target, treatment):
+        return _YES
     for weight in weights.format.split("|"):
         for activation in activations.format.split("|") if activations is not None else [""]:
             answer = _exact(target, weight, weights.block, activation, activations)
             if not answer:
                 return answer
     return _YES
+
+
+def needs_lowrank_linear(target: Target, treatment: Treatment) -> bool:
+    """Whether the target computes the linears of a treatment by dexport's plugin of that name: by it, and by nothing of its own."""
+    weights, spec = treatment.weights, treatment.activations
+    if "lowrank_linear" not in target.plugins or weights is None or spec is None or weights.format in MICRO_FORMATS:
+        return False
+    numbers = [format_of(name) for name in weights.format.split("|")]
+    integers = all(integer_step(number) is not None and integer_bits(number) == 4 for number in numbers)
+    ranges = {"dynamic": ("tensor", "token", f"block-{GROUP}"), "static": ("tensor",), "table": ("tensor",)}
+    scaled = spec.granularity in ranges.get(spec.mode, ()) and not spec.centred
+    groups = {weights.block, spec.block}
+    return integers and spec.format in ACTIVATION_BITS and scaled and GROUP in groups and groups <= {0, GROUP}
 
 
 def _exact(target: Target, weight: str, block: int, activation: str, spec: ActivationSpec | None) -> Support:

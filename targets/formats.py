@@ -54,6 +54,9 @@ _RTX_FP4 = frozenset({120, 121})
 _NATIVE = Rule(True, "native")
 _NO_W4A4 = Rule(False, "its INT4 is weight-only: 4-bit activations need a kernel of one's own")
 
+PLUGINS: dict[Backend, tuple[str, ...]] = {"tensorrt-kit": ("lowrank_linear",)}
+"""Backend -> folders of dexport's plugins that engines for it can be built with."""
+
 RULES: dict[Backend, dict[str, Rule]] = {
     "tensorrt-kit": {
         "fp32": _NATIVE,
@@ -63,7 +66,7 @@ RULES: dict[Backend, dict[str, Rule]] = {
         "int4-weights": Rule(
             True, "block-wise weights; the parser takes INT4 since 10.0, ONNX defines it from opset 21", sms=_BF16, since=(10, 0)
         ),
-        "int4": _NO_W4A4,
+        "int4": Rule(True, "dexport's plugin lowrank_linear, from SM 8.0 on", sms=_BF16, since=(10, 3)),
         "fp8": Rule(True, "fp8 needs SM 8.9 or newer", sms=_FP8, since=(10, 2)),
         "nvfp4": Rule(True, "fp4 needs Blackwell (SM 10.0 or newer)", sms=_FP4, since=(10, 8)),
     },

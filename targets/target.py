@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 from dexport.errors import UserError
-from dexport.targets.formats import FORMATS, PRECISIONS, Backend, Support, support
+from dexport.targets.formats import FORMATS, PLUGINS, PRECISIONS, Backend, Support, support
 from dexport.targets.rates import Rates
 from dexport.targets.source import Source
 from dexport.targets.tensorrt import KIT_MINIMUM, RTX_COMPUTE_CAPABILITIES, Version, dotted
@@ -164,6 +164,11 @@ class Target:
     def precisions(self) -> tuple[str, ...]:
         """Legal values of ``--precision``."""
         return tuple(name for name in PRECISIONS if self.supports(name))
+
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        """Folders of dexport's plugins that its engines can be built with."""
+        return PLUGINS.get(self.backend, ())
 
     @property
     def buildable(self) -> Support:

@@ -4,7 +4,9 @@ TensorRT chooses kernels by timing them, so an engine is built on the very kind 
 TensorRT; there is no cross-compilation. `dexport finalize` does that there. Where dexport cannot be installed, the folder
 ``kit/`` in the bundle does it with bash alone: ``build.sh`` (the same trtexec commands, resumable), ``check.sh`` (is this the
 right machine, and is there room?) and ``README.md`` for the person at the device. `dexport finalize --engines` then makes a finished
-bundle of its engines, anywhere. Models use ONNX operators only: plugins are not part of kits.
+bundle of its engines, anywhere.
+
+A kit whose models have nodes of dexport's plugins has their sources too, in ``plugins/``: the kernels that the models were written for.
 
 What was executed and what was not: see ``runtime/builders/tensorrt.py`` for the flags; the shape rules below were read in
 sampleEngines.cpp of TensorRT 10.3. The scripts run in the tests against a stand-in for trtexec; they have not run on a Jetson.
@@ -13,6 +15,7 @@ sampleEngines.cpp of TensorRT 10.3. The scripts run in the tests against a stand
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,11 +25,14 @@ import onnx
 from dexport.errors import Failure
 from dexport.exporter.engines import jetson_scripts as scripts
 from dexport.exporter.legality import Problem, check_onnx_for_tensorrt
+from dexport.exporter.plugin_nodes import plugins_of
 from dexport.runtime.builders.builder import Profile, Range
+from dexport.runtime.builders.plugins import nvcc_arguments, plugin_folder, plugin_manifest, plugin_sources
 from dexport.runtime.builders.tensorrt import trtexec_flags
+from dexport.runtime.manifest import Plugin
 from dexport.targets.target import Target
 
-KIT_FOLDER = "kit"
+KIT_FOLDER, PLUGIN_FOLDER = "kit", "plugins"
 ENGINE_FOLDER = "engines"
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -53,13 +59,28 @@ class KitComponent:
     data: tuple[str, ...] = ()
 
 
-def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target) -> tuple[str, ...]:
+def write_plugins(bundle: Path, components: Sequence[KitComponent], target: Target) -> tuple[Plugin, ...]:
+    """Writes the sources of the plugins that the models need into ``plugins/`` of a bundle folder; headers that they share once."""
+    used = frozenset[str]().union(*(plugins_of(bundle / component.onnx, target.plugins) for component in components))
+    found = []
+    for name in sorted(used):
+        sources = plugin_sources(name)
+        for relative, path in sources.items():
+            place = bundle / PLUGIN_FOLDER / relative
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        found.append(Plugin(name=name, files=tuple(f"{PLUGIN_FOLDER}/{relative}" for relative in sources)))
+    return tuple(found)
+
+
+def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target, plugins: Sequence[Plugin] = ()) -> tuple[str, ...]:
     """Writes ``kit/`` into a bundle folder that already holds the ONNX files.
 
     Args:
         bundle: the folder; paths in `components` are relative to it.
         components: in the order in which to build.
         target: a Jetson.
+        plugins: whose sources the bundle has, see `write_plugins`.
 
     Returns:
         Paths of the files written, relative to `bundle`, sorted.
@@ -79,9 +100,9 @@ def write_kit(bundle: Path, components: Sequence[KitComponent], target: Target) 
     written = []
     commands = [scripts.Engine(item.name, item.onnx, item.data, _flags(item, target)) for item in components]
     texts = {
-        "build.sh": scripts.build_script(commands),
+        "build.sh": scripts.build_script(commands, [_library(plugin, target) for plugin in plugins]),
         "check.sh": scripts.check_script(target, [item.weight_bytes for item in components]),
-        "README.md": scripts.readme(target, commands),
+        "README.md": scripts.readme(target, commands, plugins=bool(plugins)),
     }
     for name, text in texts.items():
         path = kit / name
@@ -96,6 +117,12 @@ def _flags(component: KitComponent, target: Target) -> tuple[str, ...]:
     return tuple(map(shlex.quote, trtexec_flags(component.profiles, target)))
 
 
+def _library(plugin: Plugin, target: Target) -> scripts.Library:
+    folder = Path(PLUGIN_FOLDER) / plugin.name
+    flags = nvcc_arguments(folder, [str(target.sm)], plugin_manifest(plugin_folder(plugin.name)), tensorrt=True)
+    return scripts.Library(plugin.name, plugin.files, tuple(map(shlex.quote, flags)))
+
+
 def _check_component(bundle: Path, component: KitComponent, target: Target) -> None:
     if not _FILE_NAME.fullmatch(component.name):
         raise Failure(f"component {component.name!r}", expected="letters, digits, _ . -", got=component.name, fix="rename it")
@@ -106,7 +133,7 @@ def _check_component(bundle: Path, component: KitComponent, target: Target) -> N
     assert target.tensorrt is not None
     path = bundle / component.onnx
     version = (target.tensorrt[0], target.tensorrt[1])
-    problems = check_onnx_for_tensorrt(path, tensorrt=version, opset_max=target.onnx_opset)
+    problems = check_onnx_for_tensorrt(path, tensorrt=version, opset_max=target.onnx_opset, plugins=target.plugins)
     if problems:
         raise _illegal(component, problems)
     _check_profiles(path, component)

@@ -21,6 +21,15 @@ class Engine:
     flags: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Library:
+    """One run of nvcc: name of a plugin, paths of its sources in the bundle, quoted arguments."""
+
+    plugin: str
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+
+
 _BUILD_HEAD = """\
 #!/usr/bin/env bash
 # Builds this bundle's TensorRT engines. Run it on the device: bash kit/build.sh
@@ -46,18 +55,26 @@ version="$(sed -n 's/.*TensorRT v\\([0-9]*\\).*/\\1/p' <<<"$banner")"
 partial=""
 trap '[[ -z "$partial" ]] || rm -f -- "$partial" "$partial.json"' EXIT
 
+sources=() # of plugins
+plugins=() # flags that load them
+
+# hashes FILE...: sorted sha256, joined by commas.
+hashes() {
+  sha256sum -- "$@" | cut -c 1-64 | LC_ALL=C sort | paste -s -d , -
+}
+
 # build NAME MODEL DATA... -- FLAG...: one engine, which appears under its name only when it is complete.
 build() {
-  local name="$1" model="$2" files=() hashes
+  local name="$1" model="$2" files=("${sources[@]}")
   shift
   while [[ "$1" != -- ]]; do
     files+=("$1")
     shift
   done
   shift
-  hashes="$(sha256sum -- "${files[@]}" | cut -c 1-64 | LC_ALL=C sort | paste -s -d , -)"
   local engine="engines/$name.engine" stamp="engines/$name.made-by"
-  local made_by="TensorRT $version $hashes $*"
+  local made_by
+  made_by="TensorRT $version $(hashes "${files[@]}") $*"
   if [[ "$engine" -nt "$model" && -f "$stamp" && "$(cat -- "$stamp")" == "$made_by" ]]; then
     echo "$name: $engine is up to date"
     return
@@ -66,7 +83,7 @@ build() {
   partial="$engine.partial"
   rm -f -- "$stamp"
   if ! "$trtexec" --onnx="$model" --saveEngine="$partial" --exportLayerInfo="$partial.json" \\
-    --timingCacheFile=engines/timing.cache "$@" >"engines/$name.log" 2>&1; then
+    --timingCacheFile=engines/timing.cache "${plugins[@]}" "$@" >"engines/$name.log" 2>&1; then
     tail -n 20 -- "engines/$name.log" >&2
     echo "$name: expected trtexec to build $model, got a failure; read engines/$name.log" >&2
     exit 1
@@ -84,9 +101,57 @@ build() {
 """
 
 
-def build_script(engines: Sequence[Engine]) -> str:
+_BUILD_PLUGINS = """
+# Plugins: sources of this kit, compiled for this GPU. Environment: NVCC (path of nvcc), TENSORRT_INCLUDE_DIR (TensorRT's headers).
+nvcc="${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}"
+headers="${TENSORRT_INCLUDE_DIR:-/usr/include/aarch64-linux-gnu}"
+if [[ ! -x "$nvcc" ]]; then
+  echo "nvcc: expected an executable file, got $nvcc; install cuda-nvcc or set NVCC" >&2
+  exit 1
+fi
+if [[ ! -f "$headers/NvInferRuntime.h" ]]; then
+  echo "TensorRT: expected NvInferRuntime.h in $headers, got none; install libnvinfer-headers-dev or set TENSORRT_INCLUDE_DIR" >&2
+  exit 1
+fi
+
+# library PLUGIN SOURCE... -- ARGUMENT...: one library, which is loaded by all engines.
+library() {
+  local name="libdexport_$1" files=() made_by
+  shift
+  while [[ "$1" != -- ]]; do
+    files+=("$1")
+    shift
+  done
+  shift
+  local file="engines/$name.so" stamp="engines/$name.made-by"
+  made_by="TensorRT $version $(hashes "${files[@]}") $*"
+  sources+=("${files[@]}")
+  plugins+=("--dynamicPlugins=$file")
+  if [[ -f "$file" && -f "$stamp" && "$(cat -- "$stamp")" == "$made_by" ]]; then
+    echo "$name: $file is up to date"
+    return
+  fi
+  echo "$name: compiling $file; the log goes to engines/$name.log"
+  partial="$file.partial"
+  rm -f -- "$stamp"
+  if ! "$nvcc" "$@" -isystem "$headers" -o "$partial" >"engines/$name.log" 2>&1; then
+    tail -n 20 -- "engines/$name.log" >&2
+    echo "$name: expected nvcc to compile it, got a failure; read engines/$name.log" >&2
+    exit 1
+  fi
+  mv -f -- "$partial" "$file"
+  printf '%s\\n' "$made_by" >"$stamp"
+  partial=""
+}
+"""
+
+
+def build_script(engines: Sequence[Engine], libraries: Sequence[Library] = ()) -> str:
     """kit/build.sh."""
-    parts = [_BUILD_HEAD]
+    parts = [_BUILD_HEAD, *([_BUILD_PLUGINS] if libraries else [])]
+    for library in libraries:
+        words = " ".join(("library", *map(shlex.quote, (library.plugin, *library.sources)), "--", *library.flags))
+        parts.append(f"\n{words}\n")
     for engine in engines:
         lines = [" ".join(("build", *map(shlex.quote, (engine.name, engine.onnx, *engine.data)), "--")), *engine.flags]
         parts.append("\n" + " \\\n  ".join(lines) + "\n")
@@ -221,11 +286,17 @@ When something fails:
 """
 
 
-def readme(target: Target, engines: Sequence[Engine]) -> str:
+_README_PLUGINS = """
+`plugins/` holds the sources of operators that TensorRT lacks. `build.sh` compiles them with nvcc (package `cuda-nvcc`, and
+`libnvinfer-headers-dev` for TensorRT's headers) into `engines/libdexport_*.so`, which have to be loaded before the engines.
+"""
+
+
+def readme(target: Target, engines: Sequence[Engine], *, plugins: bool = False) -> str:
     """kit/README.md."""
     assert target.jetpack is not None and target.tensorrt is not None and target.power_mode is not None
     rows = [f"| `engines/{item.name}.engine` | `{item.onnx}` | {_profiles(item)} |" for item in engines]
-    return _README.format(
+    text = _README.format(
         name=target.name,
         device=target.device,
         capability=target.compute_capability,
@@ -237,6 +308,7 @@ def readme(target: Target, engines: Sequence[Engine]) -> str:
         mode_number=target.power_mode.number,
         rows="\n".join(rows),
     )
+    return text + (_README_PLUGINS if plugins else "")
 
 
 def _profiles(engine: Engine) -> str:

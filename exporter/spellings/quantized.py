@@ -11,6 +11,7 @@ from dexport.exporter.spellings import dialect
 from dexport.exporter.spellings.convolution import conv_integer, integer_convolution
 from dexport.exporter.spellings.floating import float8_linear, float8_rounded, nvfp4_linear
 from dexport.exporter.spellings.integer import integer_linear
+from dexport.exporter.spellings.lowrank import branch_beside, lowrank_linear, takes
 from dexport.exporter.spellings.site import Site, integer_bits, integer_step, read_site
 from dexport.exporter.spellings.weight_only import (
     dequantized_linear,
@@ -22,7 +23,7 @@ from dexport.exporter.spellings.weight_only import (
 from dexport.exporter.spellings.writer import Writer
 from dexport.exporter.stored import Stored, plain
 from dexport.passes.graph import Weight
-from dexport.targets.formats import Backend
+from dexport.targets.formats import PLUGINS, Backend
 
 FP4_OPSET = 23
 """ONNX has FLOAT4E2M1 from here on."""
@@ -38,27 +39,32 @@ def spell(model: ir.Model, weights: Mapping[str, Weight], backend: Backend) -> d
         Failure: an operation has no form on this backend (`quantized_forms.exact` tells before anything is built).
     """
     writer = Writer(model, weights)
+    model.opset_imports.pop(dialect.DOMAIN, None)  # it comes back with the first node of a plugin
     for node in list(model.graph):
         if node.domain != dialect.DOMAIN:
             continue
         rounded = node.op_type == dialect.ROUNDED
-        result = _rounded(node, writer, backend) if rounded else _spelled(read_site(node, writer), writer, backend)
-        old = node.outputs[0]
+        result, last = (_rounded(node, writer, backend), node) if rounded else _spelled(node, writer, backend)
+        old = last.outputs[0]
         result.shape, result.type = old.shape, old.type
         model.graph.insert_before(node, writer.nodes())
         old.replace_all_uses_with(result, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
-    model.opset_imports.pop(dialect.DOMAIN, None)
+        model.graph.remove(list(dict.fromkeys((last, node))), safe=True)
     named = {name: plain(weights[name]) for name in model.graph.initializers if name in weights}
     return named | writer.stored
 
 
-def _spelled(site: Site, writer: Writer, backend: Backend) -> ir.Value:
+def _spelled(node: ir.Node, writer: Writer, backend: Backend) -> tuple[ir.Value, ir.Node]:
+    """The result of a site, and the node whose result it is: the site's, or the sum with the branch that went into it."""
+    site = read_site(node, writer)
+    if backend in PLUGINS and site.window is None and takes(site):
+        branch = branch_beside(node, writer)
+        return lowrank_linear(site, writer, branch), node if branch is None else branch.sum
     spelled = _convolution(site, writer, backend) if site.window is not None else _linear(site, writer, backend)
     if spelled is None:
         fix = "choose another recipe, or build with --allow-degrade"
         raise Failure(site.name, expected=f"a form that {backend} computes exactly", got=site.form, fix=fix)
-    return spelled
+    return spelled, node
 
 
 def _rounded(node: ir.Node, writer: Writer, backend: Backend) -> ir.Value:

@@ -14,9 +14,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dexport
 from dexport.errors import Failure, UserError
@@ -24,6 +25,9 @@ from dexport.errors import Failure, UserError
 ARCHITECTURES = ("80", "86", "87", "89", "90", "110", "120")
 """What plugins are built for unless something else is asked for, as far as nvcc knows it: CUDA 12 knows neither 110 nor, at first, 120."""
 
+SHARED = "cuda"
+"""Folder beside the plugins, with headers that all of them include."""
+_SOURCES = (".cu", ".cpp", ".h")
 _USUAL_PLACE = Path("/usr/local/cuda/bin/nvcc")
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -58,6 +62,18 @@ def plugin_folders() -> list[Path]:
     return sorted(path.parent for path in (Path(dexport.__file__).parent / "plugins").glob("*/manifest.json"))
 
 
+def plugin_folder(name: str) -> Path:
+    """The folder of one plugin of dexport."""
+    return Path(dexport.__file__).parent / "plugins" / name
+
+
+def plugin_sources(name: str) -> dict[str, Path]:
+    """Path below the folder plugins -> file, of everything that one plugin is compiled from and of its manifest."""
+    root = plugin_folder(name).parent
+    found = [path for folder in (root / name, root / SHARED) for path in folder.iterdir() if path.suffix in _SOURCES]
+    return {path.relative_to(root).as_posix(): path for path in sorted([*found, root / name / "manifest.json"])}
+
+
 def build_plugins(
     folders: Sequence[Path], out: Path, sms: Sequence[str] = (), tensorrt_include: Path | None = None
 ) -> list[KernelResources]:
@@ -76,7 +92,7 @@ def build_plugins(
     found = []
     for folder in folders:
         with tempfile.TemporaryDirectory(dir=out) as place:
-            library = Path(place) / f"libdexport_{folder.name}.so"
+            library = Path(place) / library_name(folder.name)
             resources = _build(nvcc, folder, library, sms, tensorrt_include)
             _refuse_spills(resources)
             os.replace(library, out / library.name)
@@ -105,17 +121,44 @@ def known_architectures(nvcc: str, asked: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(asked)) or [sm for sm in ARCHITECTURES if sm in known]
 
 
-def _build(nvcc: str, folder: Path, library: Path, sms: Sequence[str], tensorrt_include: Path | None) -> list[KernelResources]:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    sources = [folder / manifest["kernel"]]
-    includes = ["-I", str(folder.parent / "cuda"), "-I", str(folder)]
-    if tensorrt_include is not None:
-        sources.append(folder / manifest["tensorrt"])
-        includes += ["-isystem", str(tensorrt_include)]
+def nvcc_arguments(folder: Path, sms: Sequence[str], manifest: Mapping[str, Any], *, tensorrt: bool) -> list[str]:
+    """What nvcc is told of a plugin, but for the folder of TensorRT's headers and the name of the library.
+
+    Args:
+        folder: of the plugin, with that of the shared headers beside it.
+        manifest: the plugin's.
+        tensorrt: with the node, which needs those headers.
+    """
+    sources = [folder / manifest["kernel"], *([folder / manifest["tensorrt"]] if tensorrt else [])]
     codes = [part for sm in sms for part in ("-gencode", f"arch=compute_{sm},code=sm_{sm}")]
-    flags = ["-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", "-Xptxas", "-v"]
-    command = [nvcc, *flags, *codes, *includes, *map(str, sources), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    includes = ["-I", str(folder.parent / SHARED), "-I", str(folder)]
+    return ["-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC", "-Xptxas", "-v", *codes, *includes, *map(str, sources)]
+
+
+def plugin_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest.json of a plugin says.
+
+    Raises:
+        Failure: there is none, or it does not name the sources.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if all(Path(str(manifest[key])).name == manifest[key] for key in ("kernel", "tensorrt")):
+            return manifest
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise Failure(f"plugin {folder.name}", expected="manifest.json with its sources", got="something else", fix="get the sources again")
+
+
+def library_name(plugin: str) -> str:
+    """File name of a plugin's library."""
+    return f"libdexport_{plugin}.so"
+
+
+def _build(nvcc: str, folder: Path, library: Path, sms: Sequence[str], tensorrt_include: Path | None) -> list[KernelResources]:
+    headers = [] if tensorrt_include is None else ["-isystem", str(tensorrt_include)]
+    arguments = nvcc_arguments(folder, sms, plugin_manifest(folder), tensorrt=bool(headers))
+    done = subprocess.run([nvcc, *arguments, *headers, "-o", str(library)], capture_output=True, text=True, check=False)
     log = done.stdout + done.stderr
     if done.returncode != 0:
         wrong = next((line for line in log.splitlines() if "error" in line.lower()), log.strip()[-200:] or f"exit code {done.returncode}")

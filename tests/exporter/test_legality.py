@@ -93,6 +93,34 @@ def test_custom_operators_are_not_taken(problems: Check) -> None:
     ]
 
 
+_PLUGIN = 'plugin_version = "1", plugin_namespace = "dexport", activation_bits = 4, activation_block = 64, gelu = 0, branch = 0, gate = 0'
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inputs", "fault"),
+    [
+        (f"{_PLUGIN}, bias = 0, scale = 0", "h, w, s", ""),
+        (f"{_PLUGIN}, bias = 1, scale = 0", "h, w, s, s", ""),
+        (f"{_PLUGIN}, bias = 1, scale = 0", "h, w, s", "the inputs x, weight, weight_scale, bias, got 3 inputs"),
+        (f"{_PLUGIN}, bias = 2, scale = 0", "h, w, s", "attribute bias to be 0 or 1, got 2"),
+        (f"{_PLUGIN}, bias = 0, scale = 0, more = 1", "h, w, s", "got more"),
+        (f"{_PLUGIN}, bias = 0", "h, w, s", "attribute scale to be 0 or 1, got None"),
+        (f"{_PLUGIN}, bias = 0, scale = 0", "x, w, x", "x of type FLOAT16 or BFLOAT16, got FLOAT"),
+        (f"{_PLUGIN}, bias = 0, scale = 0", "h, s, s", "weight of type INT32, got FLOAT16"),
+        (f"{_PLUGIN}, bias = 0, scale = 0", "h, w, x", "weight_scale of type FLOAT16, got FLOAT"),
+        (f"{_PLUGIN}, bias = 0, scale = 0".replace('"dexport"', '""'), "h, w, s", "attribute plugin_namespace to be dexport"),
+    ],
+)
+def test_nodes_of_a_plugin_are_as_its_manifest_says(attributes: str, inputs: str, fault: str, tmp_path: Path) -> None:
+    text = f"""<ir_version: 9, opset_import: ["" : 20, "dexport" : 1]> g (float[2,64] x, float16[2,64] h) => (float16[2,8] y)
+        <int32[8,8] w, float16[1,8] s> {{ y = dexport.LowrankLinear <{attributes}> ({inputs}) }}"""
+    path = _save(onnx.parser.parse_model(text), tmp_path)
+    found = [str(problem) for problem in check_onnx_for_tensorrt(path, tensorrt=JETPACK_6, opset_max=20, plugins=("lowrank_linear",))]
+    assert len(found) == bool(fault) and fault in "".join(found)
+    (unknown,) = check_onnx_for_tensorrt(path, tensorrt=JETPACK_6, opset_max=20)
+    assert unknown.got == "dexport::LowrankLinear"
+
+
 def test_trt_domain_by_version(problems: Check) -> None:
     body = "<float s = {1.0}> { y, z = trt.TRT_FP4DynamicQuantize(x, s) }"
     assert "since 10.8" in problems(body)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dexport.exporter.quantized_forms import exact, nearest
+from dexport.exporter.quantized_forms import exact, nearest, needs_lowrank_linear
 from dexport.passes.quantization.recipe import ActivationSpec, Treatment, WeightSpec
 from dexport.targets.catalogue import find
 
@@ -42,7 +42,9 @@ EXACT = {
     "fp4 a8": ALL,
     "w4 block": ("cpu", "onnxruntime-cpu", "rtx-3060", "rtx-4090", "rtx-5090"),
     "w4 block 32": ("cpu", "onnxruntime-cpu"),
-    "w4a8 block block": ("onnxruntime-cpu",),
+    "w4a8 block token": (JETSON,),
+    "w4a8 block block": ("onnxruntime-cpu", JETSON),
+    "w4a4 block block": (JETSON,),
     "fp8": ("rtx-4090", "rtx-5090"),
     "nvfp4": ("rtx-5090",),
 }
@@ -79,3 +81,26 @@ def test_the_nearest_form_is_exact_and_the_same_where_nothing_is_wrong(name: str
 )
 def test_what_degrades_to_what(name: str, target: str, wanted: Treatment) -> None:
     assert nearest(find(target), FORMS[name]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [
+        (_form("int4", "block-64", "int8", "table"), True),
+        (_form("e1m2|int4", "block-64", "int8", "static"), True),
+        (_form("int4", "channel", "int4", "dynamic", "block-64"), True),
+        (_form("int4", "channel", "int4", "dynamic", "token"), False),
+        (_form("int4", "block-64", "int8", "static", "token"), False),
+        (_form("int4", "block-64", "int8", "dynamic-centred", "token"), False),
+        (_form("int4", "block-32", "int8", "dynamic", "token"), False),
+        (_form("int4", "block-64", "int6", "dynamic", "token"), False),
+        (_form("e2m1", "block-64", "int8", "dynamic", "token"), False),
+        (_form("int4", "block-64"), False),
+    ],
+)
+def test_what_needs_the_plugin(form: Treatment, wanted: bool) -> None:
+    """Whatever TensorRT multiplies itself it goes on multiplying, and TensorRT-RTX has no plugins."""
+    assert needs_lowrank_linear(find(JETSON), form) == wanted
+    assert not needs_lowrank_linear(find("rtx-4090"), form)
+    if wanted:
+        assert exact(find(JETSON), form) and not exact(find(JETSON), form, convolution=True)

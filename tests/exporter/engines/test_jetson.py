@@ -14,7 +14,7 @@ import onnx.parser
 import pytest
 
 from dexport.errors import DexportError, Failure, UserError
-from dexport.exporter.engines.jetson import KitComponent, write_kit
+from dexport.exporter.engines.jetson import KitComponent, write_kit, write_plugins
 from dexport.targets.catalogue import find
 
 ORIN = find("jetson-orin-nano-8gb@jetpack-6.2")
@@ -34,6 +34,7 @@ for flag in "$@"; do
     --exportLayerInfo=*) layers="${flag#*=}" ;;
     --stronglyTyped | --skipInference | --profilingVerbosity=detailed | --memPoolSize=workspace:*M | --timingCacheFile=*) ;;
     --profile=* | --minShapes=* | --optShapes=* | --maxShapes=*) ;;
+    --dynamicPlugins=*) [[ -s "${flag#*=}" ]] || { echo "no library ${flag#*=}"; exit 4; } ;;
     *) echo "unknown option $flag"; exit 2 ;;
   esac
 done
@@ -48,7 +49,7 @@ echo '{}' >"$layers"
 def _model(bundle: Path, name: str, graph: str, opset: int = 20) -> str:
     path = bundle / "graphs" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : {opset}, "my" : 1]> {graph}'), str(path))
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : {opset}, "my" : 1, "dexport" : 1]> {graph}'), str(path))
     return f"graphs/{name}"
 
 
@@ -194,6 +195,51 @@ def test_the_right_tensorrt_is_no_fault(bundle: Path, components: list[KitCompon
     write_kit(bundle, components, ORIN)
     result = _build(bundle, DEXPORT_SKIP_CHECKS="0")
     assert "FAULT TensorRT" not in result.stderr
+
+
+NVCC = """#!/usr/bin/env bash
+set -eu
+echo "$*" >>"$CALLS"
+while [[ "$1" != -o ]]; do case "$1" in *.cu | *.cpp) [[ -s "$1" ]] ;; esac; shift; done
+[[ -z "${FAIL_NVCC:-}" ]] || { echo "error: no such file"; exit 1; }
+printf library >"$2"
+"""
+
+
+def test_plugins_are_compiled_and_loaded(bundle: Path) -> None:
+    node = 'plugin_version = "1", plugin_namespace = "dexport", activation_bits = 4, activation_block = 64, gelu = 0'
+    node += ", branch = 0, bias = 0, gate = 0, scale = 0"
+    model = f"""g (float16[2,64] x) => (float16[2,8] y) <int32[8,8] w, float16[1,8] s> {{
+        y = dexport.LowrankLinear <{node}> (x, w, s) }}"""
+    component = KitComponent("linear", _model(bundle, "linear.onnx", model), (), weight_bytes=0)
+    plugins = write_plugins(bundle, [component], ORIN)
+    assert [plugin.name for plugin in plugins] == ["lowrank_linear"] and not write_plugins(bundle, [], ORIN)
+    write_kit(bundle, [component], ORIN, plugins)
+    assert "libdexport_*.so" in (bundle / "kit/README.md").read_text()
+
+    nvcc, headers = bundle.parent / "nvcc", bundle.parent / "headers"
+    nvcc.write_text(NVCC)
+    nvcc.chmod(0o755)
+    assert "expected NvInferRuntime.h in" in _build(bundle, NVCC=str(nvcc), TENSORRT_INCLUDE_DIR=str(headers)).stderr
+    headers.mkdir()
+    (headers / "NvInferRuntime.h").touch()
+    place = {"NVCC": str(nvcc), "TENSORRT_INCLUDE_DIR": str(headers)}
+    assert "expected an executable file" in _build(bundle, **{**place, "NVCC": "/nothing"}).stderr
+    failed = _build(bundle, **place, FAIL_NVCC="1")
+    assert failed.returncode == 1 and "libdexport_lowrank_linear: expected nvcc to compile it, got a failure" in failed.stderr
+    (bundle.parent / "calls").unlink()
+    result = _build(bundle, **place)
+    assert result.returncode == 0, result.stderr
+    compiled, built = _calls(bundle)
+    assert "-gencode arch=compute_87,code=sm_87 -I plugins/cuda -I plugins/lowrank_linear plugins/lowrank_linear/kernel.cu" in compiled
+    assert f"-isystem {headers}" in compiled
+    assert "--dynamicPlugins=engines/libdexport_lowrank_linear.so" in built
+    assert (bundle / "engines/libdexport_lowrank_linear.so").read_text() == "library"
+    assert _build(bundle, **place).returncode == 0 and len(_calls(bundle)) == 2
+
+    kernel = bundle / "plugins/lowrank_linear/kernel.cu"
+    kernel.write_text(kernel.read_text() + "// changed")
+    assert _build(bundle, **place).returncode == 0 and len(_calls(bundle)) == 4  # the library, and the engine that was timed with it
 
 
 def _refused(bundle: Path, component: KitComponent, **options: object) -> DexportError:

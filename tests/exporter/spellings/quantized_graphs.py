@@ -125,7 +125,7 @@ class Several(nn.Module):
         return tuple(linear(latent) + shift for linear in self.linears)
 
 
-INPUTS, OUTPUTS = 128, 64
+INPUTS, OUTPUTS, BRANCHED_OUTPUTS = 128, 64, 40
 _PORTS = (
     Input("latent", (BATCH, 6, INPUTS), torch.float32, Kind.LATENT),
     Input("scales", (1, 2), torch.float32, Kind.STEP),
@@ -157,3 +157,26 @@ def table_of_scales(port: str) -> Callable[[Any], Any]:
         return call_node(nodes, torch.ops.aten.slice.Tensor, row, 1, column, column + 1)
 
     return scale
+
+
+class Branched(nn.Module):
+    """A linear, and a branch beside it unless `rank` is 0; `twice`: the branch's result has a second reader."""
+
+    def __init__(self, rank: int, twice: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.main = nn.Linear(INPUTS, BRANCHED_OUTPUTS)
+        self.down, self.up = nn.Linear(INPUTS, max(rank, 1), bias=False), nn.Linear(max(rank, 1), BRANCHED_OUTPUTS, bias=False)
+        self.rank, self.twice = rank, twice
+
+    def forward(self, latent: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        side = self.up(self.down(latent)) if self.rank else 0 * scales.sum()
+        y = self.main(latent) + side
+        return y + side if self.twice else y
+
+
+def branched_graph(form: Form, rank: int, dtype: torch.dtype = torch.float16, twice: bool = False) -> Graph:
+    """A linear in a form, with a branch of that rank, in 16 bits."""
+    ports = (Input("latent", (BATCH, 6, INPUTS), dtype, Kind.LATENT), Input("scales", (1, 2), dtype, Kind.STEP))
+    graph = graph_of(Branched(rank, twice).to(dtype), ports, ["out"])
+    return quantized(graph, {"main.weight": form}, table_of_scales("scales"))
