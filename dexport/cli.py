@@ -299,6 +299,7 @@ def estimate(**arguments: Any) -> None:
     "--engines", metavar="FOLDER", type=click.Path(path_type=Path), help="Take what kit/build.sh built on a device without dexport."
 )
 @click.option("--test/--no-test", default=True, show_default=True, help="Run the golden inputs before anything is written.")
+@click.option("--trust", is_flag=True, help="Compile sources of plugins in the kit that are not dexport's own.")
 @click.option("--ssh", metavar="[USER@]HOST[:PORT]", help="Do it there, with OpenSSH: copy the kit, follow, bring the result back.")
 @click.option("--detach", is_flag=True, help="With --ssh: return when it has started; it goes on without a connection.")
 @click.option("--attach", is_flag=True, help="With --ssh: follow what was started, and bring the result back.")

@@ -30,6 +30,7 @@ class FinalizeRequest:
     output: Path | None
     engines: Path | None
     test: bool
+    trust: bool
     ssh: str | None
     detach: bool
     attach: bool
@@ -101,7 +102,7 @@ def _finalize_here(request: FinalizeRequest, output: Path) -> None:
 
     start = time.monotonic()
     with reporting() as report:
-        finished = finalize(request.kit, output, test=request.test, engines=request.engines, report=report)
+        finished = finalize(request.kit, output, test=request.test, engines=request.engines, trust_code=request.trust, report=report)
     for line in summary(finished, time.monotonic() - start):
         click.echo(line)
 
@@ -123,7 +124,7 @@ def _finalize_there(request: FinalizeRequest, address: str, output: Path) -> boo
     try:
         with reporting() as report:
             remote = Remote(request.kit, host, report)
-            started = None if request.attach else remote.start([] if request.test else ["--no-test"])
+            started = None if request.attach else remote.start(_remote_options(request))
             if not request.detach:
                 _bring(remote, output, clean=request.clean, clean_failed=request.clean and request.attach)
     except KeyboardInterrupt:
@@ -135,6 +136,11 @@ def _finalize_there(request: FinalizeRequest, address: str, output: Path) -> boo
         return started.stage != "failed"
     click.echo(f"wrote {output}: {amount(output.stat().st_size, 'B')}, finished on {host.login}, in {time.monotonic() - start:.1f} s")
     return True
+
+
+def _remote_options(request: FinalizeRequest) -> list[str]:
+    """What is passed on to finalize there."""
+    return [*([] if request.test else ["--no-test"]), *(["--trust"] if request.trust else [])]
 
 
 def _bring(remote: Remote, output: Path, *, clean: bool, clean_failed: bool) -> None:

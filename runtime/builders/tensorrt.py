@@ -175,6 +175,11 @@ def trtexec_flags(profiles: Sequence[Profile], target: Target) -> tuple[str, ...
     return tuple(flags)
 
 
+def plugin_flags(libraries: Sequence[Path]) -> tuple[str, ...]:
+    """The flags that make trtexec load libraries of plugins before it reads a model."""
+    return tuple(f"--dynamicPlugins={library}" for library in libraries)
+
+
 def _shape(name: str, dims: tuple[int, ...]) -> str:
     return f"{name}:{'x'.join(str(dim) for dim in dims)}"
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -16,21 +16,25 @@ from typing import Any
 from dexport.errors import Failure, UserError
 from dexport.runtime.backends.openvino import OpenVinoEngine
 from dexport.runtime.builders.builder import Builder
+from dexport.runtime.builders.plugins import library_name
+from dexport.runtime.builders.tensorrt import plugin_flags
 from dexport.runtime.bundle import Bundle, open_bundle
 from dexport.runtime.bundle_writer import BundleWriter, copy_file
 from dexport.runtime.device import Device, free_memory, this_device
 from dexport.runtime.disk import disk_full, is_full
 from dexport.runtime.engines import Engine, variant_for
 from dexport.runtime.finalize.output import check_place
+from dexport.runtime.finalize.plugins import PLUGIN_FOLDER, compile_library, library_key, source_hashes, with_own_sources
 from dexport.runtime.finalize.prebuilt import take
 from dexport.runtime.finalize.precision import Precisions, compare_precisions
 from dexport.runtime.finalize.process import last_words, run_watched
 from dexport.runtime.finalize.task import Task, builder_for, key_of_variant, kit_variants, tasks_of
 from dexport.runtime.finalize.work import LOG, Made, WorkFolder, key_of
-from dexport.runtime.manifest import Manifest
+from dexport.runtime.manifest import Manifest, Plugin
 from dexport.runtime.selftest import Check, selftest
 from dexport.runtime.trust import default_trust_file, trust, trusted_hashes
 from dexport.targets.catalogue import find
+from dexport.targets.tensorrt import dotted
 
 Report = Callable[[str, float | None], None]
 """Called with what is going on and the fraction of the whole that is done (None: not known)."""
@@ -66,6 +70,7 @@ def finalize(
     device: Device | None = None,
     test: bool = True,
     engines: Path | None = None,
+    trust_code: bool = False,
     report: Report = lambda stage, done: None,
 ) -> Finished:
     """Makes a finished bundle of a kit. Interrupted, it goes on where it stopped: finished engines are kept in OUT.finalize.
@@ -79,12 +84,14 @@ def finalize(
         device: this machine, if somebody has looked at it already.
         test: repeat the golden runs; an output that differs too much is an error, and nothing is written.
         engines: take engines that kit/build.sh has built, instead of building here. They are neither tested nor trusted.
+        trust_code: compile sources of plugins that are not dexport's own.
 
     Raises:
-        UserError: not a kit, a kit for another device, something missing on this one, or `out` holds something else than a bundle.
+        UserError: not a kit, a kit for another device, something missing on this one, code that is not trusted, or `out` holds something
+            else than a bundle.
         Failure: a build failed, the disk is full, a golden run gave something else.
     """
-    bundle = open_bundle(kit)
+    bundle = with_own_sources(open_bundle(kit, trust=trust_code))
     check_place(kit, out)
     device = device or this_device()
     builder = builder_for(bundle.manifest, device)
@@ -113,11 +120,14 @@ class _Run:
     work: WorkFolder
     engines: Path | None
     report: Report
+    libraries: dict[str, Made] = dataclasses.field(default_factory=dict)
     built: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def build_all(self) -> dict[str, Made]:
-        """Key -> engine, for every task."""
+        """Key -> engine, for every task; the libraries of plugins come before them."""
+        for plugin in self.bundle.manifest.plugins if self.builder.native else ():
+            self.libraries[plugin.name] = self._library(plugin)
         made = self._finished()
         todo = [task for key, task in self.tasks.items() if key not in made]
         self._check_room(todo)
@@ -130,21 +140,54 @@ class _Run:
         return made
 
     def _finished(self) -> dict[str, Made]:
-        """Engines of an earlier run; none with --engines, for copying them again takes no longer than looking whether they are the same."""
-        if self.engines is not None:
-            return {}
-        found = {key: self.work.finished(task.name, key, self._kept_files(task)) for key, task in self.tasks.items()}
-        trusted = trusted_hashes(default_trust_file()) if self.builder.native else None
-        return {
-            key: made for key, made in found.items() if made and (trusted is None or trusted >= self._code(made, self.tasks[key]).keys())
+        """Engines of an earlier run."""
+        found = {
+            key: self._of_earlier(task.name, key, self._kept_files(task), self.builder.files(task.name)) for key, task in self.tasks.items()
         }
+        return {key: made for key, made in found.items() if made is not None}
+
+    def _of_earlier(self, name: str, key: str, files: Sequence[str], code: Sequence[str]) -> Made | None:
+        """What an earlier run made, if its code is trusted; nothing with --engines: copying again takes no longer than comparing."""
+        made = None if self.engines is not None else self.work.finished(name, key, files)
+        if made is None or (self.builder.native and not trusted_hashes(default_trust_file()) >= self._code(made, code).keys()):
+            return None
+        return made
 
     def _kept_files(self, task: Task) -> tuple[str, ...]:
         return (*self.builder.files(task.name), *self.builder.layer_files(task.name))
 
-    def _code(self, made: Made, task: Task) -> dict[str, str]:
-        """sha256 of an engine's files, and what they are."""
-        return {made.hashes[file]: f"{self.bundle.path.name}: {file}" for file in self.builder.files(task.name)}
+    def _code(self, made: Made, files: Sequence[str]) -> dict[str, str]:
+        """sha256 of files, and what they are."""
+        return {made.hashes[file]: f"{self.bundle.path.name}: {file}" for file in files}
+
+    def _library(self, plugin: Plugin) -> Made:
+        """The library of a plugin for the GPU of the kit's target."""
+        manifest, file = self.bundle.manifest, library_name(plugin.name)
+        name, sm, tensorrt = file.removesuffix(".so"), find(manifest.target).sm, self.tensorrt
+        assert sm is not None
+        key = library_key(manifest, plugin, sm, tensorrt)
+        if (made := self._of_earlier(name, key, [file], [file])) is not None:
+            return made
+        self.report(f"compile the plugin {plugin.name}", None)
+
+        def build(folder: Path) -> dict[str, Any]:
+            if self.engines is None:
+                return compile_library(self.bundle, plugin, sm, tensorrt, self.work.path / "sources", folder)
+            return self._take_library(plugin, name, folder)
+
+        return self._made(name, key, [file], [file], build)
+
+    def _take_library(self, plugin: Plugin, name: str, folder: Path) -> dict[str, Any]:
+        assert self.engines is not None
+        manifest = self.bundle.manifest
+        hashes = [manifest.files[file].sha256 for file in plugin.files]
+        return take(self.engines, name, [library_name(plugin.name)], hashes, None, find(manifest.target), folder)
+
+    @property
+    def tensorrt(self) -> str:
+        """The version that builds the engines; of engines built elsewhere what the target has."""
+        target = find(self.bundle.manifest.target)
+        return self.builder.tools["tensorrt"] if self.engines is None else dotted(target.tensorrt or ())
 
     def _check_room(self, todo: list[Task]) -> None:
         largest = max((task.bytes for task in todo), default=0)
@@ -165,19 +208,24 @@ class _Run:
         self.report(f"warning: {text}", None)
 
     def _build(self, task: Task) -> Made:
-        build, key = (self._compile, task.key) if self.engines is None else (self._take, key_of("built elsewhere", task.key))
+        build = self._compile if self.engines is None else self._take
+        return self._made(task.name, task.key, self._kept_files(task), self.builder.files(task.name), partial(build, task))
+
+    def _made(self, name: str, key: str, files: Sequence[str], code: Sequence[str], build: Callable[[Path], dict[str, Any]]) -> Made:
+        """Builds something in a folder of its own; machine code that is built here is trusted from then on."""
         try:
-            made = self.work.make(task.name, key, self._kept_files(task), partial(build, task))
+            made = self.work.make(name, key if self.engines is None else key_of("built elsewhere", key), files, build)
             if self.builder.native and self.engines is None:
-                trust(self._code(made, task), default_trust_file())
+                trust(self._code(made, code), default_trust_file())
             return made
         except OSError as error:
             if is_full(error):
-                raise self._no_room(f"room for the engine {task.name}", shutil.disk_usage(self.work.path).free) from error
-            raise Failure(str(self.work.path), expected=f"to build {task.name} there", got=str(error), fix="check the disk") from error
+                raise self._no_room(f"room for the engine {name}", shutil.disk_usage(self.work.path).free) from error
+            raise Failure(str(self.work.path), expected=f"to build {name} there", got=str(error), fix="check the disk") from error
 
     def _compile(self, task: Task, folder: Path) -> dict[str, Any]:
-        command = self.builder.command(self._inputs(task), folder, task.name, task.options)
+        plugins = plugin_flags([made.folder / library_name(name) for name, made in self.libraries.items()])
+        command = self.builder.command(self._inputs(task), folder, task.name, (*task.options, *plugins))
         usage = run_watched(command, folder / LOG)
         missing = [file for file in self._kept_files(task) if not (folder / file).exists()]
         free = shutil.disk_usage(folder).free
@@ -191,8 +239,8 @@ class _Run:
     def _take(self, task: Task, folder: Path) -> dict[str, Any]:
         assert self.engines is not None
         manifest = self.bundle.manifest
-        hashes = [manifest.files[file].sha256 for file in task.files]
-        return take(self.engines, task.name, hashes, task.options, find(manifest.target), folder)
+        hashes = [*(manifest.files[file].sha256 for file in task.files), *source_hashes(manifest)]
+        return take(self.engines, task.name, self._kept_files(task), hashes, task.options, find(manifest.target), folder)
 
     def _inputs(self, task: Task) -> Path:
         """Path of the ONNX file with its weights beside it; out of a .dxb they are copied, for no compiler reads inside one."""
@@ -214,6 +262,7 @@ def _write(run: _Run, made: Mapping[str, Made], out: Path, device: Device, *, te
     """Puts everything together, tries it out, and gives it its name."""
     manifest = run.bundle.manifest
     models = {file for variant in kit_variants(manifest) for file in variant.files}
+    models |= {file for plugin in manifest.plugins for file in plugin.files}
     with BundleWriter(out) as writer:
         for relative in manifest.files:
             if relative not in models and not relative.startswith(_KIT_FOLDER):
@@ -221,6 +270,8 @@ def _write(run: _Run, made: Mapping[str, Made], out: Path, device: Device, *, te
         for key, task in run.tasks.items():
             for file in run.builder.files(task.name):
                 _link(made[key].folder / file, writer.directory / _ENGINES / file)
+        for name, library in run.libraries.items():
+            _link(library.folder / library_name(name), writer.directory / PLUGIN_FOLDER / library_name(name))
         precisions = {
             key: compare_precisions(task.asked, run.builder.layers(made[key].folder, task.name)) for key, task in run.tasks.items()
         }
@@ -260,7 +311,11 @@ def _finished(run: _Run, manifest: Manifest, precisions: Mapping[str, Precisions
                 )
             variants.append(variant)
         components[name] = dataclasses.replace(component, variants=tuple(variants))
-    return dataclasses.replace(manifest, backend=run.builder.format, components=components)
+    sm = find(manifest.target).sm
+    plugins = tuple(
+        Plugin(name=name, files=(f"{PLUGIN_FOLDER}/{library_name(name)}",), sm=sm, tensorrt=run.tensorrt) for name in run.libraries
+    )
+    return dataclasses.replace(manifest, backend=run.builder.format, components=components, plugins=plugins)
 
 
 def _tested(run: _Run, bundle: Bundle, precisions: dict[str, Precisions]) -> list[Check]:

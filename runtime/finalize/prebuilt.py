@@ -1,4 +1,4 @@
-"""Engines that `kit/build.sh` of a Jetson kit has built on a device without dexport, taken over into a finished bundle."""
+"""What `kit/build.sh` of a Jetson kit has built on a device without dexport, taken over into a finished bundle."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ _MADE_BY = re.compile(r"TensorRT (\d+) (?:([0-9a-f,]{64,}) )?(.*)")
 """What kit/build.sh notes beside an engine: TensorRT's version, the sorted sha256 of the model's files, and the flags."""
 
 
-def take(engines: Path, name: str, hashes: Sequence[str], options: Sequence[str], target: Target, folder: Path) -> dict[str, Any]:
-    """Copies an engine and its layers into `folder`; returns nothing to note of the build, which nobody watched.
+def take(
+    engines: Path, name: str, files: Sequence[str], hashes: Sequence[str], options: Sequence[str] | None, target: Target, folder: Path
+) -> dict[str, Any]:
+    """Copies the files of an engine or of a plugin's library into `folder`; returns nothing to note of the build, which nobody watched.
 
     Args:
         engines: the folder that build.sh has filled.
-        hashes: sha256 of the files of the model.
+        hashes: sha256 of what it was made of.
+        options: with which it was made; None: any.
 
     Raises:
-        UserError: the engine is missing, or was built with another TensorRT or from another kit.
+        UserError: a file is missing, or was made with another TensorRT or from another kit.
     """
     stamp = engines / f"{name}.made-by"
     fix = "run `bash kit/build.sh` of this kit on the device and copy its folder engines/"
@@ -38,11 +41,11 @@ def take(engines: Path, name: str, hashes: Sequence[str], options: Sequence[str]
     major, minor = target.tensorrt[:2]
     if code // 100 != major * 100 + minor:
         raise UserError(str(stamp), expected=f"TensorRT {dotted((major, minor))}", got=f"{code // 10000}.{code // 100 % 100}", fix=fix)
-    if flags != " ".join(options):
+    if options is not None and flags != " ".join(options):
         raise UserError(str(stamp), expected="the flags of this kit", got=flags or "none", fix=fix)
     if models != ",".join(sorted(hashes)):
         raise UserError(str(stamp), expected="the sha256 of this kit's model", got=shown(models), fix=fix)
-    for file in (f"{name}.engine", f"{name}.layers.json"):
+    for file in files:
         try:
             shutil.copyfile(engines / file, folder / file)
         except FileNotFoundError as error:

@@ -147,7 +147,7 @@ class Remote:
         if self.kit.is_file():
             return self.kit
         self.report(f"pack {self.kit}", None)
-        bundle = open_bundle(self.kit)
+        bundle = open_bundle(self.kit, trust=True)  # nothing of it runs here
         with BundleWriter(scratch / "kit.dxb") as writer:
             for relative in bundle.manifest.files:
                 copy_file(bundle, relative, writer.directory / relative, link=True)

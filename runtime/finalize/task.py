@@ -13,6 +13,7 @@ from dexport.runtime.builders.openvino import OpenVinoBuilder
 from dexport.runtime.builders.tensorrt import tensorrt_builder
 from dexport.runtime.device import Device
 from dexport.runtime.engines import compile_cache
+from dexport.runtime.finalize.plugins import source_hashes
 from dexport.runtime.finalize.precision import Product, asked_of
 from dexport.runtime.finalize.work import key_of
 from dexport.runtime.manifest import Manifest, Variant
@@ -86,5 +87,5 @@ def kit_variants(manifest: Manifest) -> list[Variant]:
 
 def key_of_variant(manifest: Manifest, variant: Variant, builder: Builder) -> str:
     """Key of the task that builds a variant; dexport's version is in it, for its builders may change."""
-    hashes = [manifest.files[file].sha256 for file in variant.files]
+    hashes = [*(manifest.files[file].sha256 for file in variant.files), *source_hashes(manifest)]
     return key_of(metadata.version("dexport"), variant.format, hashes, list(builder.options(profiles_of(variant))), dict(builder.tools))

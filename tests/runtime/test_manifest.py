@@ -86,6 +86,7 @@ def test_native_files_are_those_of_native_variants_and_those_named_like_code() -
         (lambda d: d.update(plugins=[_plugin(files=["/tmp/x.so"])]), "plugins.0.files.0: expected a plain relative path"),
         (lambda d: d.update(plugins=[_plugin(files=[PLAN, LOOP])]), "plugins.0: expected sources alone, or one library with its sm"),
         (lambda d: d.update(plugins=[_plugin(sm=None)]), "plugins.0: expected sources alone, or one library with its sm and tensorrt"),
+        (lambda d: d.update(plugins=[_plugin(name="a/../b")]), "plugins.0.name: expected lower-case letters, digits and _, got 'a/../b'"),
         (lambda d: d.update(plugins=[_plugin(sm=8)]), "plugins.0.sm: expected a number from 80, got 8"),
         (lambda d: d.update(plugins=[_plugin(tensorrt="ten")]), "plugins.0.tensorrt: expected a version such as 10.3.0"),
         (lambda d: d.update(plugins=[_plugin(url="x")]), "plugins.0: expected only the keys name, .*, got the key 'url'"),

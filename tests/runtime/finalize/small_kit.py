@@ -13,22 +13,25 @@ from safetensors.numpy import save_file
 
 from dexport.exporter.asked_precision import asked_precisions
 from dexport.runtime.builders.builder import profiles_to_json
+from dexport.runtime.builders.plugins import plugin_sources
 from dexport.runtime.bundle_writer import BundleWriter
 from dexport.runtime.finalize.precision import asked_to_json
-from dexport.runtime.manifest import Component, Golden, Manifest, Model, Port, Variant
+from dexport.runtime.manifest import Component, Golden, Manifest, Model, Plugin, Port, Variant
 
 WIDTH = 64
 PROFILE = {"x": ((1, WIDTH), (2, WIDTH), (4, WIDTH))}
 _SCALE = 0.05
 
 
-def small_kit(out: Path, target: str = "cpu", *, golden_offset: float = 0.0, ballast: int = 0) -> Path:
+def small_kit(out: Path, target: str = "cpu", *, golden_offset: float = 0.0, ballast: int = 0, plugin: str = "", change: str = "") -> Path:
     """Writes the kit.
 
     Args:
         target: "cpu" or a Jetson.
         golden_offset: added to what the decoder is to give, to make the golden test fail.
         ballast: bytes of a file that only makes it larger; nothing compresses or shortens it.
+        plugin: whose sources it has; no model of it has the node.
+        change: added to its kernel, which makes it another plugin than dexport's own.
     """
     draw = np.random.default_rng(0)
     weight = draw.standard_normal((WIDTH, WIDTH), np.float32)
@@ -47,7 +50,17 @@ def small_kit(out: Path, target: str = "cpu", *, golden_offset: float = 0.0, bal
             save_file({"y": y}, writer.directory / f"golden/{name}-outputs.safetensors")
         if ballast:
             (writer.directory / "ballast.bin").write_bytes(draw.bytes(ballast))
-        return writer.finish(_manifest(writer.directory, target))
+        plugins = (_with_sources(writer.directory, plugin, change),) if plugin else ()
+        return writer.finish(dataclasses.replace(_manifest(writer.directory, target), plugins=plugins))
+
+
+def _with_sources(folder: Path, plugin: str, change: str) -> Plugin:
+    sources = plugin_sources(plugin)
+    for relative, path in sources.items():
+        place = folder / "plugins" / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(path.read_text(encoding="utf-8") + (change if path.suffix == ".cu" else ""), encoding="utf-8")
+    return Plugin(name=plugin, files=tuple(f"plugins/{relative}" for relative in sources))
 
 
 def _write(path: Path, model: onnx.ModelProto, data: str) -> None:

@@ -42,6 +42,7 @@ for flag in "$@"; do
     --timingCacheFile=*) echo cache >"${flag#*=}" ;;
     --stronglyTyped | --skipInference | --profilingVerbosity=detailed | --memPoolSize=workspace:*M) ;;
     --profile=* | --minShapes=* | --optShapes=* | --maxShapes=*) ;;
+    --dynamicPlugins=*) [[ "$(cat "${flag#*=}")" == "library "* ]] || { echo "Error: no library ${flag#*=}"; exit 4; } ;;
     *) echo "unknown option $flag"; exit 2 ;;
   esac
 done
@@ -324,8 +325,9 @@ def _built_by_the_kit(tmp_path: Path, **stamp: str) -> Path:
     engines.mkdir()
     flags = "--stronglyTyped --skipInference --profilingVerbosity=detailed --memPoolSize=workspace:1433M"
     shapes = f"--profile=0 --minShapes=x:1x{WIDTH} --optShapes=x:2x{WIDTH} --maxShapes=x:4x{WIDTH}"
+    sources = [file for plugin in manifest.plugins for file in plugin.files]
     for name in ("denoiser-64x64", "decoder"):
-        files = (f"graphs/{name}.onnx", f"graphs/{name.split('-')[0]}.data")
+        files = (f"graphs/{name}.onnx", f"graphs/{name.split('-')[0]}.data", *sources)
         hashes = ",".join(sorted(manifest.files[file].sha256 for file in files))
         (engines / f"{name}.engine").write_text(f"plan of {name}")
         (engines / f"{name}.layers.json").write_text('{"Layers": []}')
