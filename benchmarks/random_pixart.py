@@ -50,13 +50,16 @@ def random_pixart(directory: Path, *, layers: int, heads: int, head_dim: int, ca
 
 
 def _repeat_noise(model: torch.nn.Module) -> None:
-    """Fills every weight matrix from one strip of numbers, in PyTorch's initial range: row i of matrix k is the strip from k + i on.
+    """Fills every weight matrix from one strip of numbers, in PyTorch's initial range: row i of matrix k is the strip from
+    k + i % 61 on, times a factor that belongs to i % 61. So no two matrices are equal, and every row recurs 61 rows below.
 
-    So no two rows of a matrix and no two matrices of one shape are equal, and none is of low rank. Every 64th number is the largest: all
-    rows have one scale per output channel or per tensor, and their integers repeat as the numbers do.
+    Every 64th number of the strip is the largest: integer codes repeat as the numbers do. They repeat in balanced weights too, where
+    every input channel has a factor. Rows need factors because OpenVINO computes with one scale where those of all channels are equal.
     """
     weights = [p.flatten(1) for n, p in model.named_parameters() if n.endswith("weight") and p.dim() > 1]
-    strip = torch.rand(len(weights) + max(sum(w.shape) for w in weights)) * 2 - 1
+    factors = torch.linspace(0.8, 1.2, 61)
+    strip = torch.rand(len(weights) + len(factors) + max(w.shape[1] for w in weights)) * 2 - 1
     strip[::64] = 1
     for k, weight in enumerate(weights):
-        weight.copy_(strip[k:].as_strided(tuple(weight.shape), (1, 1)) * weight.shape[1] ** -0.5)
+        rows = strip[k:].as_strided((len(factors), weight.shape[1]), (1, 1)) * factors[:, None]
+        weight.copy_(rows[torch.arange(len(weight)) % len(rows)] * weight.shape[1] ** -0.5)
