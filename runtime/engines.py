@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from dexport.errors import UserError
+from dexport.runtime.backends.tensorrt_plugins import PluginLibrary
 from dexport.runtime.bundle import Bundle
 from dexport.runtime.manifest import Variant
 
@@ -53,10 +54,21 @@ def open_engine(bundle: Bundle, component: str, size: tuple[int, int]) -> Engine
             cache = compile_cache() / f"{bundle.manifest.files[variant.artifact].sha256}.kernels"
             built_for = (variant.kernels or {}).get("accelerators", ())
             sm = tuple(int(accelerator.removeprefix("sm")) for accelerator in built_for)
-            return TensorRTEngine(bundle.file(variant.artifact), variant.format, name, sm=sm, cache=cache)
+            return TensorRTEngine(
+                bundle.file(variant.artifact), variant.format, name, sm=sm, cache=cache, plugins=_plugin_libraries(bundle)
+            )
         case _:
             fix = f"run on the device: dexport finalize {bundle.path}"
             raise UserError(name, expected="engines", got="a build kit for a device", fix=fix)
+
+
+def _plugin_libraries(bundle: Bundle) -> list[PluginLibrary]:
+    """The libraries of a bundle, if they are trusted: loading one runs it."""
+    return [
+        PluginLibrary(bundle.file(plugin.files[0]), f"{bundle.path}: plugin {plugin.name}", plugin.sm, plugin.tensorrt)
+        for plugin in bundle.manifest.plugins
+        if plugin.sm is not None and plugin.tensorrt is not None
+    ]
 
 
 def variant_for(bundle: Bundle, component: str, size: tuple[int, int]) -> Variant:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from dexport.errors import DexportError, Failure, UserError
 from dexport.runtime.backends.cuda_driver import CudaDevice
+from dexport.runtime.backends.tensorrt_plugins import PluginLibrary, load_plugins
 
 Array = npt.NDArray[Any]
 Range = tuple[tuple[int, ...], tuple[int, ...]]
@@ -50,17 +51,27 @@ class TensorRTEngine:
         sm: compute capabilities the plan was built for, if known; a GPU that is not among them is refused before loading.
         cache: file for the kernels that TensorRT-RTX compiles when an engine is first used on a machine, or None. Read if
             it is there and fits this machine, written by `close`.
+        plugins: libraries that the engine may need.
 
     Attributes:
         inputs: the engine's inputs by name.
         outputs: its outputs by name.
 
     Raises:
-        UserError: the package is missing, there is no NVIDIA driver or GPU, or the plan is for another GPU or version.
-        Failure: the engine needs what this runtime does not have, such as inputs in FP8.
+        UserError: the package is missing, there is no NVIDIA driver or GPU, or plan or plugin are for another GPU or version.
+        Failure: the engine needs what this runtime does not have, such as inputs in FP8; TensorRT does not take a plugin.
     """
 
-    def __init__(self, path: Path, backend: str, name: str, *, sm: Sequence[int] = (), cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        backend: str,
+        name: str,
+        *,
+        sm: Sequence[int] = (),
+        cache: Path | None = None,
+        plugins: Sequence[PluginLibrary] = (),
+    ) -> None:
         trt = _module(backend, name)
         self._name, self._cache_path = name, cache
         self._lock = threading.Lock()
@@ -75,6 +86,7 @@ class TensorRTEngine:
                 raise self._misfit(f"an engine for {', '.join(f'SM{one}' for one in sm)}")
             self._log = _log(trt)
             self._runtime = trt.Runtime(self._log)
+            load_plugins(self._runtime, plugins, sm=self._device.sm, version=trt.__version__, errors=self._log.errors)
             self._engine = self._loaded(path)
             names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
             self.inputs = {n: self._tensor(trt, n) for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT}

@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dexport.runtime.manifest import (
     Golden,
     Manifest,
     Model,
+    Plugin,
     Port,
     ProgramEntry,
     Variant,
@@ -81,17 +83,30 @@ def sample_manifest() -> Manifest:
     )
 
 
-def write_sample(out: Path, *, weights_bytes: int | None = None) -> Path:
-    """Writes the sample bundle, as a folder or a `.dxb`; with `weights_bytes`, a file of so many zeros `weights.bin` in it."""
+def write_sample(
+    out: Path,
+    *,
+    weights_bytes: int | None = None,
+    more: Mapping[str, bytes] = MappingProxyType({}),
+    plugins: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Writes the sample bundle, as a folder or a `.dxb`.
+
+    Args:
+        weights_bytes: size of a file `weights.bin` of zeros in it.
+        more: files that it has besides.
+        plugins: entries of its manifest.
+    """
     with BundleWriter(out) as writer:
-        for relative, content in sample_files().items():
+        for relative, content in (sample_files() | dict(more)).items():
             path = writer.directory / relative
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         if weights_bytes is not None:
             (writer.directory / "weights.bin").touch()
             os.truncate(writer.directory / "weights.bin", weights_bytes)  # a hole, which takes no disk
-        return writer.finish(sample_manifest())
+        entries = tuple(Plugin(**{**entry, "files": tuple(entry["files"])}) for entry in plugins)
+        return writer.finish(dataclasses.replace(sample_manifest(), plugins=entries))
 
 
 def complete_manifest() -> Manifest:

@@ -1,5 +1,6 @@
 // Writes what the targets start from, each kind to its folder. Usage: write_seeds FOLDER
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "sample_bundle.h"
 #include "sample_files.h"

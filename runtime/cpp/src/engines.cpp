@@ -7,6 +7,7 @@
 
 #include "backends/openvino.h"
 #include "error.h"
+#include "plugins.h"
 
 namespace dexport {
 namespace {
@@ -81,7 +82,9 @@ std::unique_ptr<Engine> open_engine(const Bundle& bundle, const std::string& com
     if (variant.format == tensorrt_format()) {
         const std::shared_ptr<const Mapping> plan = bundle.map(variant.artifact);
         if (backends.tensorrt == nullptr) {
-            backends.tensorrt = start_tensorrt();
+            const std::shared_ptr<TensorRt> started = start_tensorrt();
+            load_plugins(bundle, *started);
+            backends.tensorrt = started;
         }
         return backends.tensorrt->open(plan, variant.sms, kernel_cache(bundle, variant), name);
     }

@@ -52,8 +52,8 @@ struct Component {
 struct Plugin {
     std::string name;
     std::vector<std::string> files;
-    std::optional<int> sm;     ///< compute capability times ten that the library is for; none in a kit
-    std::string tensorrt;      ///< version that it was compiled for; empty in a kit
+    std::optional<int> sm;  ///< compute capability times ten that the library is for; none in a kit
+    std::string tensorrt;   ///< version that it was compiled for; empty in a kit
 };
 
 /// One sampling program and the request it answers; `guided` ones carry an unconditional and a conditional half.

@@ -1,4 +1,4 @@
-// Loads an engine with the TensorRT that this is linked to, and says what came of it; for tests/runtime/cpp/test_tensorrt.py.
+// Loads plugins and an engine with the TensorRT that this is linked to, and says what came of it; for tests/runtime/cpp/test_tensorrt.py.
 #include <cstdio>
 #include <exception>
 #include <filesystem>
@@ -7,8 +7,8 @@
 #include "error.h"
 
 int main(int count, char** texts) {
-    if (count != 2) {
-        std::fprintf(stderr, "usage: load_plan PLAN\n");
+    if (count < 2) {
+        std::fprintf(stderr, "usage: load_plan PLAN [LIBRARY...]\n");
         return 2;
     }
     try {
@@ -17,6 +17,10 @@ int main(int count, char** texts) {
         const auto plan = std::make_shared<const dexport::Mapping>(file, 0, file.size());
         const auto tensorrt = dexport::start_tensorrt();
         std::printf("%s started\n", dexport::tensorrt_format().c_str());
+        for (int index = 2; index < count; ++index) {
+            const std::string said = tensorrt->load_plugin(texts[index]);
+            std::printf("%s: %s\n", std::filesystem::path(texts[index]).filename().c_str(), said.empty() ? "loaded" : said.c_str());
+        }
         const auto engine = tensorrt->open(plan, {}, "", path.filename().string());
         std::printf("loaded\n");
         return 0;

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -92,11 +93,13 @@ def load_plan(cpp_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return program
 
 
-def _said(program: Path, plan: Path, driver: Path | None = None) -> tuple[int, list[str]]:
+def _said(program: Path, plan: Path, driver: Path | None = None, plugins: Sequence[Path] = ()) -> tuple[int, list[str]]:
     environment = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
     if driver is not None:
         environment["LD_LIBRARY_PATH"] = str(driver)
-    done = subprocess.run([str(program), str(plan)], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [str(program), str(plan), *map(str, plugins)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stderr == ""
     return done.returncode, done.stdout.splitlines()
 
@@ -124,3 +127,20 @@ def test_tensorrt_rtx_starts_and_its_reasons_arrive(load_plan: Path, cpp_build: 
     assert lines[0] == "tensorrt-rtx started" and len(lines) == 2
     assert lines[1].startswith("toy.plan: expected an NVIDIA driver that is new enough for this TensorRT, got IRuntime::deserialize")
     assert "kEXPECTED_MAGIC_TAG" in lines[1] and lines[1].endswith("; install a newer NVIDIA driver")
+
+
+def test_tensorrt_rtx_takes_our_plugin_and_no_other_library(load_plan: Path, cpp_build: Path, tmp_path: Path) -> None:
+    """`IPluginRegistry::loadLibrary` for real: TensorRT-RTX has the registry of TensorRT. With the emulated kernel, as there is no GPU."""
+    (tmp_path / "libcuda.so.1").symlink_to(cpp_build / "tests" / "libfake_cuda.so")
+    plugins, plan = SOURCES.parents[1] / "plugins", tmp_path / "toy.plan"
+    plan.write_bytes(bytes(100))
+    library = tmp_path / "libdexport_lowrank_linear.so"
+    folder = plugins / "lowrank_linear"
+    system = [flag for each in _headers("TENSORRT_RTX_INCLUDE_DIR") for flag in ("-isystem", str(each))]
+    includes = ["-I", str(plugins / "cuda"), "-I", str(folder), "-Wno-unknown-pragmas"]
+    sources = ["-x", "c++", str(folder / "kernel.cu"), str(folder / "tensorrt_plugin.cpp")]
+    _run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", *includes, *system, *sources, "-o", str(library)])
+    _, lines = _said(load_plan, plan, tmp_path, [library, library, tmp_path / "libcuda.so.1", tmp_path / "none.so"])
+    assert lines[1] == "libdexport_lowrank_linear.so: loaded"
+    assert "plugin creator of LowrankLinear exists already" in lines[2], "why each runtime has libraries of its own"
+    assert "SymbolAddress for getCreators could not be loaded" in lines[3] and "cannot open shared object file" in lines[4]

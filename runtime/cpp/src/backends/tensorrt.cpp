@@ -202,6 +202,22 @@ public:
         }
     }
 
+    [[nodiscard]] int sm() const override { return session_->device->sm(); }
+
+    [[nodiscard]] std::string version() const override {
+        return std::to_string(getInferLibMajorVersion()) + "." + std::to_string(getInferLibMinorVersion()) + "." +
+               std::to_string(getInferLibPatchVersion());
+    }
+
+    [[nodiscard]] std::string load_plugin(const std::string& path) override {
+        static_cast<void>(session_->log.take());
+        if (session_->runtime->getPluginRegistry().loadLibrary(path.c_str()) != nullptr) {
+            return {};
+        }
+        const std::string said = session_->log.take();
+        return said.empty() ? "a refusal without a reason" : said;
+    }
+
     [[nodiscard]] std::unique_ptr<Engine> open(const std::shared_ptr<const Mapping>& plan, const std::vector<int>& sms,
                                                const std::string& kernels, const std::string& name) override {
         const std::shared_ptr<const CudaDevice>& device = session_->device;

@@ -15,6 +15,16 @@ class TensorRt {
 public:
     virtual ~TensorRt() = default;
 
+    /// Compute capability times ten of the GPU.
+    [[nodiscard]] virtual int sm() const = 0;
+
+    /// Of the library, "10.3.0".
+    [[nodiscard]] virtual std::string version() const = 0;
+
+    /// Loads a library of plugins for the engines that are opened from now on; the file is not needed any longer then. Returns why it
+    /// was not taken; empty if it was.
+    [[nodiscard]] virtual std::string load_plugin(const std::string& path) = 0;
+
     /// Loads an engine.
     ///
     /// Args:
