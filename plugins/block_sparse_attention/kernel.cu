@@ -20,9 +20,12 @@ constexpr int key_tiles = tile_keys / 8;
 constexpr float log2_e = 1.4426950408889634F, ln_2 = 0.6931471805599453F;
 constexpr int mode_dense = 0, mode_listed = 1;
 
-template <class Number, int size, int tiles>
+template <class Number, int size, int tiles, bool without_bias>
 struct Shape {
     using T = Number;
+    // Without a bias, and with a factor that is not negative, the largest of the products is that of the scores, and only the last tile
+    // needs a mask: the factor then comes with the exponential.
+    static constexpr bool plain = without_bias;
     static constexpr int head_size = size;
     // Of 16 rows, that a warp owns.
     static constexpr int row_tiles = tiles;
@@ -79,11 +82,12 @@ __device__ __forceinline__ KeyTiles key_tiles_of(const DexportBlockSparseAttenti
 // Begins to copy `rows` rows of a head to shared memory; rows at and after `tokens` become 0.
 template <class S, int rows>
 __device__ __forceinline__ void copy_rows(unsigned char* to, const void* head, int first_row, int tokens) {
+    const auto* const first = static_cast<const typename S::T*>(head) + int64_t{first_row} * S::head_size;
     for (int i = static_cast<int>(threadIdx.x); i < rows * S::pieces; i += threads) {
         const int row = i / S::pieces, piece = i % S::pieces;
-        const bool exists = first_row + row < tokens && piece * 8 < S::head_size;
-        const auto* const from =
-            static_cast<const typename S::T*>(head) + (exists ? int64_t{first_row + row} * S::head_size + piece * 8 : 0);
+        const bool exists = row < tokens - first_row && piece * 8 < S::head_size;
+        // Of what does not exist nothing is read, so that the address need not be chosen.
+        const auto* const from = first + (row * S::head_size + piece * 8);
         dexport::cp_async_16(to + row * S::stride + piece * 16, from, exists ? 16 : 0);
     }
 }
@@ -152,6 +156,22 @@ __device__ __forceinline__ void multiply_keys(float (&scores)[S::row_tiles][key_
     }
 }
 
+// Keys that do not exist get -infinity.
+template <class S>
+__device__ __forceinline__ void mask(float (&scores)[S::row_tiles][key_tiles][4], int visible) {
+    const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < key_tiles; ++n) {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+#pragma unroll
+            for (int m = 0; m < S::row_tiles; ++m) {
+                scores[m][n][r] = 8 * n + column + r % 2 < visible ? scores[m][n][r] : -INFINITY;
+            }
+        }
+    }
+}
+
 // Scores become base-2 logarithms with their bias; keys that do not exist become -infinity.
 template <class S>
 __device__ __forceinline__ void scale_and_mask(float (&scores)[S::row_tiles][key_tiles][4], float factor, const float* bias, int first_key,
@@ -174,40 +194,86 @@ __device__ __forceinline__ void scale_and_mask(float (&scores)[S::row_tiles][key
     }
 }
 
-// One step of the online softmax: scores become probabilities relative to the largest score so far, and what was summed follows.
+// largest = max(largest, unit scores) over a row, which the four lanes of a group hold. Step by step for all rows at once: they hide each
+// other's latencies.
 template <class S>
-__device__ __forceinline__ void exponentiate(float (&scores)[S::row_tiles][key_tiles][4], Accumulators<S>& sums) {
+__device__ __forceinline__ void add_to_largest(float (&largest)[S::row_tiles][2], const float (&scores)[S::row_tiles][key_tiles][4],
+                                               float unit) {
+    float found[S::row_tiles][2];
 #pragma unroll
-    for (int m = 0; m < S::row_tiles; ++m) {
+    for (int n = 0; n < key_tiles; ++n) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            float largest = sums.largest[m][half];
+        for (int i = 0; i < 2 * S::row_tiles; ++i) {
+            const int m = i / 2, half = i % 2;
+            const float both = fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]);
+            found[m][half] = n == 0 ? both : fmaxf(found[m][half], both);
+        }
+    }
 #pragma unroll
-            for (int n = 0; n < key_tiles; ++n) {
-                largest = fmaxf(largest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-            }
-            // The four lanes of a group hold one row.
-            largest = fmaxf(largest, dexport::shuffle_xor(largest, 1));
-            largest = fmaxf(largest, dexport::shuffle_xor(largest, 2));
-            // A row that has seen no key yet has no largest score: any finite one keeps -inf - -inf away.
-            const float base = largest == -INFINITY ? 0.0F : largest;
-            const float shrink = dexport::exp2_approximate(sums.largest[m][half] - base);
-            float sum = sums.sum[m][half] * shrink;
+    for (int lanes = 1; lanes <= 2; ++lanes) {
 #pragma unroll
-            for (int n = 0; n < key_tiles; ++n) {
+        for (int i = 0; i < 2 * S::row_tiles; ++i) {
+            found[i / 2][i % 2] = fmaxf(found[i / 2][i % 2], dexport::shuffle_xor(found[i / 2][i % 2], lanes));
+        }
+    }
 #pragma unroll
-                for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                    scores[m][n][e] = dexport::exp2_approximate(scores[m][n][e] - base);
-                    sum += scores[m][n][e];
-                }
-            }
+    for (int i = 0; i < 2 * S::row_tiles; ++i) {
+        largest[i / 2][i % 2] = fmaxf(largest[i / 2][i % 2], found[i / 2][i % 2] * unit);
+    }
+}
+
+// What was summed follows the largest scores, which rarely grow once some tiles have been seen.
+template <class S>
+__device__ __forceinline__ void shrink_sums(Accumulators<S>& sums, const float (&before)[S::row_tiles][2]) {
+    bool grown = false;
 #pragma unroll
-            for (int n = 0; n < S::pieces; ++n) {
-                sums.out[m][n][2 * half] *= shrink;
-                sums.out[m][n][2 * half + 1] *= shrink;
-            }
-            sums.sum[m][half] = sum;
-            sums.largest[m][half] = largest;
+    for (int i = 0; i < 2 * S::row_tiles; ++i) {
+        grown = grown || sums.largest[i / 2][i % 2] != before[i / 2][i % 2];
+    }
+    if (!dexport::any_of_warp(grown)) {
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * S::row_tiles; ++i) {
+        const int m = i / 2, half = i % 2;
+        // Of a row that has seen no key yet nothing was summed.
+        const float shrink = before[m][half] == -INFINITY ? 0.0F : dexport::exp2_approximate(before[m][half] - sums.largest[m][half]);
+        sums.sum[m][half] *= shrink;
+#pragma unroll
+        for (int n = 0; n < S::pieces; ++n) {
+            sums.out[m][n][2 * half] *= shrink;
+            sums.out[m][n][2 * half + 1] *= shrink;
+        }
+    }
+}
+
+// One step of the online softmax: scores, of which `unit` (not below 0) makes base-2 logarithms, become probabilities relative to the
+// largest one so far, and what was summed follows.
+template <class S>
+__device__ __forceinline__ void exponentiate(float (&scores)[S::row_tiles][key_tiles][4], Accumulators<S>& sums, float unit) {
+    float before[S::row_tiles][2];
+#pragma unroll
+    for (int i = 0; i < 2 * S::row_tiles; ++i) {
+        before[i / 2][i % 2] = sums.largest[i / 2][i % 2];
+    }
+    add_to_largest<S>(sums.largest, scores, unit);
+    shrink_sums<S>(sums, before);
+    float base[S::row_tiles][2];
+#pragma unroll
+    for (int i = 0; i < 2 * S::row_tiles; ++i) {
+        // A row that has seen no key yet has no largest score: any finite one keeps -inf - -inf away.
+        base[i / 2][i % 2] = sums.largest[i / 2][i % 2] == -INFINITY ? 0.0F : sums.largest[i / 2][i % 2];
+    }
+#pragma unroll
+    for (int n = 0; n < key_tiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4 * S::row_tiles; ++i) {
+            const int m = i / 4, r = i % 4;
+            scores[m][n][r] = dexport::exp2_approximate(fmaf(scores[m][n][r], unit, -base[m][r / 2]));
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * S::row_tiles; ++i) {
+            sums.sum[i / 2][i % 2] += scores[i / 2][n][2 * (i % 2)] + scores[i / 2][n][2 * (i % 2) + 1];
         }
     }
 }
@@ -314,8 +380,15 @@ __global__ void __launch_bounds__(threads) attend(const DexportBlockSparseAttent
         }
         float scores[S::row_tiles][key_tiles][4] = {};
         multiply_keys<S>(scores, queries, keys);
-        scale_and_mask<S>(scores, given.factor * log2_e, bias, first_key, given.key_tokens);
-        exponentiate<S>(scores, sums);
+        if constexpr (S::plain) {
+            if (first_key + tile_keys > given.key_tokens) {
+                mask<S>(scores, given.key_tokens - first_key);
+            }
+            exponentiate<S>(scores, sums, given.factor * log2_e);
+        } else {
+            scale_and_mask<S>(scores, given.factor * log2_e, bias, first_key, given.key_tokens);
+            exponentiate<S>(scores, sums, 1.0F);
+        }
         dexport::cp_async_wait<0>();
         dexport::sync_block();  // values are there, and nobody needs these keys any more
         if (tile + 1 < tiles.count) {
@@ -335,24 +408,32 @@ int start(const DexportBlockSparseAttention& given, void* stream) {
     return dexport::launch(attend<S, S::shared_bytes>, grid, threads, S::shared_bytes, stream, given);
 }
 
-template <class T, int head_size>
+template <class T, int head_size, bool plain>
 int start_with_rows(const DexportBlockSparseAttention& given, void* stream) {
     // Rows of one block of threads have one list.
     const bool wide = given.query_block % 128 == 0 && given.key_heads == given.heads;
-    return wide ? start<Shape<T, head_size, 2>>(given, stream) : start<Shape<T, head_size, 1>>(given, stream);
+    // The largest form has no registers for the branch around the mask.
+    constexpr bool wide_and_plain = plain && head_size < 128;
+    return wide ? start<Shape<T, head_size, 2, wide_and_plain>>(given, stream) : start<Shape<T, head_size, 1, plain>>(given, stream);
+}
+
+template <class T, int head_size>
+int start_with_scores(const DexportBlockSparseAttention& given, void* stream) {
+    const bool plain = given.key_bias == nullptr && given.factor >= 0;
+    return plain ? start_with_rows<T, head_size, true>(given, stream) : start_with_rows<T, head_size, false>(given, stream);
 }
 
 template <class T>
 int start_with_head(const DexportBlockSparseAttention& given, void* stream) {
     switch (given.head_size) {
         case 64:
-            return start_with_rows<T, 64>(given, stream);
+            return start_with_scores<T, 64>(given, stream);
         case 72:
-            return start_with_rows<T, 72>(given, stream);
+            return start_with_scores<T, 72>(given, stream);
         case 96:
-            return start_with_rows<T, 96>(given, stream);
+            return start_with_scores<T, 96>(given, stream);
         default:
-            return start_with_rows<T, 128>(given, stream);
+            return start_with_scores<T, 128>(given, stream);
     }
 }
 

@@ -8,6 +8,11 @@ namespace dexport::lowrank_linear {
 // Inputs that share a scale, and the inner size of a step of both kernels.
 constexpr int group = 64;
 
+// 1.5 * 2^23 as a float. Integers below 2^22 that are added to its bits are added to its value, and what is added to its value is rounded
+// to the nearest integer.
+constexpr int32_t float_bits = 0x4b400000;
+constexpr float float_value = 12582912.0F;
+
 struct alignas(16) Chunk {
     uint32_t words[4];
 };

@@ -90,7 +90,9 @@ int start_quantize(const DexportLowrankLinear& given, const Workspace& parts, vo
                                       at<uint16_t>(given.workspace, parts.scales), at<uint32_t>(given.workspace, parts.narrow),
                                       given.rows, given.inputs, given.rank, scale_pitch(given), given.activation_block};
     const dim3 grid(tiles(given.rows, quantize_rows));
-    return launch(quantize<T, bits>, grid, quantize_threads, quantize_shared_bytes(given.rank), stream, arguments);
+    const size_t shared_bytes = quantize_shared_bytes(given.rank);
+    return teams_for(given.rank) == 4 ? launch(quantize<T, bits, 4>, grid, 4 * team_threads, shared_bytes, stream, arguments)
+                                      : launch(quantize<T, bits, 2>, grid, 2 * team_threads, shared_bytes, stream, arguments);
 }
 
 template <class T, int bits, Product product>
@@ -101,10 +103,15 @@ int start_multiply(const DexportLowrankLinear& given, const Workspace& parts, vo
         static_cast<const unsigned char*>(given.up), static_cast<const uint32_t*>(given.bias), static_cast<const uint32_t*>(given.gate),
         static_cast<const uint32_t*>(given.residual), static_cast<uint32_t*>(given.y), given.rows, given.inputs, given.outputs, given.rank,
         scale_pitch(given), given.rows_of_gate, given.activation_block, given.weight_scales - 1, given.gelu};
-    const dim3 grid(tiles(given.rows, tile_rows), tiles(given.outputs, tile_outputs));
+    const auto start_form = [&](auto kernel, int rows, int shared_bytes) {
+        const dim3 grid(tiles(given.rows, rows), tiles(given.outputs, tile_outputs));
+        return launch(kernel, grid, multiply_threads, static_cast<size_t>(shared_bytes), stream, arguments);
+    };
+    using Groups = Form<bits, true, false>;
+    using Whole = Form<bits, false, false>;
     const bool grouped = given.activation_block != 0 || given.weight_scales != 1;
-    const auto kernel = grouped ? multiply<T, bits, true, product> : multiply<T, bits, false, product>;
-    return launch(kernel, grid, multiply_threads, size_t{Stage<bits>::bytes} * Stage<bits>::count, stream, arguments);
+    return grouped ? start_form(multiply<T, bits, true, product>, Groups::rows, Groups::stages * Groups::stage_bytes)
+                   : start_form(multiply<T, bits, false, product>, Whole::rows, Whole::stages * Whole::stage_bytes);
 }
 
 template <class T>

@@ -1,8 +1,11 @@
 // First kernel of lowrank_linear: activations become codes and scales, and are multiplied with the down-projection on the way.
 //
-// A block has 32 rows and walks along the inputs, a group of 64 at a time, which lies in shared memory for both purposes. Only a dynamic
-// scale of a whole token is known too late for that: then the block reads its rows again, which have just been read.
+// A block has 32 rows and walks along the inputs, a group of 64 at a time, which lies in shared memory for both purposes. Teams of four
+// warps walk side by side, each with groups of its own, and add what they projected in the end: rows alone are too few blocks for a GPU.
+// Only a dynamic scale of a whole token is known too late for that: then the block reads its rows again, which have just been read.
 #pragma once
+
+#include <string.h>
 
 #include "fragments.h"
 
@@ -19,11 +22,16 @@ struct QuantizeArguments {
     int grouped;
 };
 
-constexpr int quantize_rows = 32, quantize_threads = 128, quantize_stages = 3, most_rank = 128;
+constexpr int quantize_rows = 32, team_threads = 128, quantize_stages = 2, most_rank = 128;
 constexpr int row_bytes_16 = 2 * group;
 
+// As many teams as the shared memory of sm_86 has room for.
+constexpr int teams_for(int rank) {
+    return rank <= 64 ? 4 : 2;
+}
+
 constexpr size_t quantize_shared_bytes(int rank) {
-    return static_cast<size_t>(quantize_stages * (quantize_rows + rank) * row_bytes_16);
+    return static_cast<size_t>(teams_for(rank) * quantize_stages * (quantize_rows + rank) * row_bytes_16);
 }
 
 template <int bits>
@@ -68,28 +76,50 @@ __device__ __forceinline__ float most_of_row(float mine) {
     return fmaxf(mine, shuffle_xor(mine, 2));
 }
 
+// x / scale as IEEE 754 rounds it, as far as codes can tell: what is beyond every code may be any such number. One step of Newton's
+// method corrects the product with the reciprocal.
+struct Divisor {
+    float scale, reciprocal;
+
+    __device__ __forceinline__ explicit Divisor(float by) : scale(by), reciprocal(1.0F / by) {}
+
+    __device__ __forceinline__ float quotient(float x) const {
+        constexpr float beyond = 1024.0F;
+        const float near = fminf(fmaxf(x * reciprocal, -beyond), beyond);
+        return fmaf(fmaf(-near, scale, x), reciprocal, near);
+    }
+};
+
+// The lowest bits of the nearest integer; float_value leaves no others.
 template <int bits>
-__device__ __forceinline__ uint64_t code_of(float quotient) {
-    const float clipped = fminf(fmaxf(quotient, -largest_code<bits> - 1.0F), largest_code<bits>);
-    return static_cast<uint64_t>(static_cast<uint32_t>(static_cast<int32_t>(rintf(clipped))) & ((1U << bits) - 1U));
+__device__ __forceinline__ uint32_t code_of(float quotient) {
+    const float rounded = fminf(fmaxf(quotient, -largest_code<bits> - 1.0F), largest_code<bits>) + float_value;
+    uint32_t code;
+    memcpy(&code, &rounded, sizeof(code));
+    return code & ((1U << bits) - 1U);
 }
 
 // Writes a quarter's codes; `codes` is where those of its group begin.
 template <class T, int bits>
 __device__ __forceinline__ void write_codes(unsigned char* codes, int quarter, const Quarter& x, float scale) {
-    // Four bits: all 16 codes in order. Eight bits: eight with even and eight with odd index.
-    uint64_t packed[2] = {0, 0};
+    const Divisor divisor(scale);
+    // Four bits: all 16 codes in order, 8 in a word. Eight bits: four in a word, two words with even and two with odd index.
+    uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const uint32_t both = x.chunks[i / 4].words[i % 4];
         // Quotients are rounded to the type of x, as PyTorch does.
-        const uint32_t quotients = pack<T>(low<T>(both) / scale, high<T>(both) / scale);
-        packed[0] |= code_of<bits>(low<T>(quotients)) << (8 * i);
-        packed[bits == 4 ? 0 : 1] |= code_of<bits>(high<T>(quotients)) << (bits == 4 ? 8 * i + 4 : 8 * i);
+        const uint32_t quotients = pack<T>(divisor.quotient(low<T>(both)), divisor.quotient(high<T>(both)));
+        const int place = 8 * (i % 4);
+        words[i / 4] |= code_of<bits>(low<T>(quotients)) << place;
+        words[bits == 4 ? i / 4 : 2 + i / 4] |= code_of<bits>(high<T>(quotients)) << (bits == 4 ? place + 4 : place);
     }
-    *reinterpret_cast<uint64_t*>(codes + 8 * quarter) = packed[0];
+    struct alignas(8) Pair {
+        uint32_t words[2];
+    };
+    *reinterpret_cast<Pair*>(codes + 8 * quarter) = Pair{{words[0], words[1]}};
     if (bits == 8) {
-        *reinterpret_cast<uint64_t*>(codes + 32 + 8 * quarter) = packed[1];
+        *reinterpret_cast<Pair*>(codes + 32 + 8 * quarter) = Pair{{words[2], words[3]}};
     }
 }
 
@@ -123,19 +153,19 @@ __device__ __forceinline__ float quantize_group(const QuantizeArguments& given, 
     return most;
 }
 
-// Codes of whole rows once their largest magnitude is known.
+// Codes of whole rows, of which the team has every `teams`-th group, once their largest magnitude is known.
 template <class T, int bits>
-__device__ __forceinline__ void quantize_tokens(const QuantizeArguments& given, float most, int thread) {
+__device__ __forceinline__ void quantize_tokens(const QuantizeArguments& given, float most, int team, int teams, int thread) {
     const int quarter = thread % 4, row = static_cast<int>(blockIdx.x) * quantize_rows + thread / 4;
-    const float scale = scale_of<T, bits>(most_of_row(most));
+    const float scale = scale_of<T, bits>(most);
     if (row >= given.rows) {
         return;
     }
     const auto* const x = reinterpret_cast<const Quarter*>(given.x + static_cast<size_t>(row) * static_cast<size_t>(given.inputs) * 2);
-    for (int step = 0; step < given.inputs / group; ++step) {
+    for (int step = team; step < given.inputs / group; step += teams) {
         write_codes<T, bits>(codes_of<T, bits>(given, row, step), quarter, x[4 * step + quarter], scale);
     }
-    if (quarter == 0) {
+    if (team == 0 && quarter == 0) {
         given.scales[row] = static_cast<uint16_t>(pack<T>(scale, 0.0F));
     }
 }
@@ -161,55 +191,89 @@ __device__ __forceinline__ void project_group(
     }
 }
 
-template <class T>
+// Adds what the teams projected and writes it; `shared` has room for a number of every team, row and rank.
+template <class T, int teams>
 __device__ __forceinline__ void write_narrow(
-    const QuantizeArguments& given, const float (&sums)[most_rank / 32][2][4], int warp, int lane) {
+    const QuantizeArguments& given, const float (&sums)[most_rank / 32][2][4], float* shared, int team, int warp, int lane) {
 #pragma unroll
     for (int i = 0; i < 4 * (most_rank / 32); ++i) {
         const int tile = i / 4, side = i / 2 % 2, half = i % 2;
-        const int row = static_cast<int>(blockIdx.x) * quantize_rows + 16 * (warp / 2) + lane / 4 + 8 * half;
-        const int column = 32 * tile + 16 * (warp % 2) + 8 * side + 2 * (lane % 4);
-        if (row < given.rows && column < given.rank) {
-            given.narrow[(static_cast<size_t>(row) * static_cast<size_t>(given.rank) + static_cast<size_t>(column)) / 2] =
-                pack<T>(sums[tile][side][2 * half], sums[tile][side][2 * half + 1]);
+        const int row = 16 * (warp / 2) + lane / 4 + 8 * half, column = 32 * tile + 16 * (warp % 2) + 8 * side + 2 * (lane % 4);
+        if (column < given.rank) {
+            float* const to = shared + (team * quantize_rows + row) * given.rank + column;
+            to[0] = sums[tile][side][2 * half];
+            to[1] = sums[tile][side][2 * half + 1];
+        }
+    }
+    sync_block();
+    const int all = quantize_rows * given.rank, first_row = static_cast<int>(blockIdx.x) * quantize_rows;
+    for (int i = 2 * static_cast<int>(threadIdx.x); i < all; i += 2 * teams * team_threads) {
+        float sum[2] = {0.0F, 0.0F};
+#pragma unroll
+        for (int t = 0; t < teams; ++t) {
+            sum[0] += shared[t * all + i];
+            sum[1] += shared[t * all + i + 1];
+        }
+        if (first_row + i / given.rank < given.rows) {
+            given.narrow[(static_cast<size_t>(first_row) * static_cast<size_t>(given.rank) + static_cast<size_t>(i)) / 2] =
+                pack<T>(sum[0], sum[1]);
         }
     }
 }
 
-template <class T, int bits>
-__global__ void __launch_bounds__(quantize_threads) quantize(const QuantizeArguments given) {
-    const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-    const int first_row = static_cast<int>(blockIdx.x) * quantize_rows, steps = given.inputs / group;
+// The largest of what the teams found in a row; `shared` has room for a number of every team and row.
+template <int teams>
+__device__ __forceinline__ float most_of_teams(float mine, float* shared, int team, int thread) {
+    shared[team * quantize_rows + thread / 4] = mine;
+    sync_block();
+    float most = 0.0F;
+#pragma unroll
+    for (int t = 0; t < teams; ++t) {
+        most = fmaxf(most, shared[t * quantize_rows + thread / 4]);
+    }
+    return most;
+}
+
+template <class T, int bits, int teams>
+__global__ void __launch_bounds__(teams * team_threads) quantize(const QuantizeArguments given) {
+    const int team = static_cast<int>(threadIdx.x) / team_threads, thread = static_cast<int>(threadIdx.x) % team_threads;
+    const int lane = thread % 32, warp = thread / 32;
+    const int first_row = static_cast<int>(blockIdx.x) * quantize_rows, groups = given.inputs / group;
+    const int steps = (groups + teams - 1) / teams;
     const size_t pitch = static_cast<size_t>(given.inputs) * 2;
     const int x_bytes = quantize_rows * row_bytes_16, stage_bytes = x_bytes + given.rank * row_bytes_16;
     unsigned char* const shared = shared_memory();
+    const auto stage_of = [&](int step) { return shared + (team * quantize_stages + step % quantize_stages) * stage_bytes; };
     const auto begin_copy = [&](int step) {
-        if (step < steps) {
-            unsigned char* const stage = shared + step % quantize_stages * stage_bytes;
-            const int offset = step * row_bytes_16;
-            copy_rows<row_bytes_16>(stage, given.x + offset, pitch, first_row, quantize_rows, given.rows, thread, quantize_threads);
+        if (const int of_inputs = step * teams + team; of_inputs < groups) {
+            unsigned char* const stage = stage_of(step);
+            const int offset = of_inputs * row_bytes_16;
+            copy_rows<row_bytes_16>(stage, given.x + offset, pitch, first_row, quantize_rows, given.rows, thread, team_threads);
             if (given.rank > 0) {
-                copy_rows<row_bytes_16>(stage + x_bytes, given.down + offset, pitch, 0, given.rank, given.rank, thread, quantize_threads);
+                copy_rows<row_bytes_16>(stage + x_bytes, given.down + offset, pitch, 0, given.rank, given.rank, thread, team_threads);
             }
         }
         cp_async_commit();
     };
-    for (int step = 0; step < quantize_stages - 1; ++step) {
-        begin_copy(step);
-    }
+    begin_copy(0);
     float sums[most_rank / 32][2][4] = {}, most = 0.0F;
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<quantize_stages - 2>();
         sync_block();
         begin_copy(step + quantize_stages - 1);
-        const unsigned char* const stage = shared + step % quantize_stages * stage_bytes;
-        project_group<T>(sums, stage, stage + x_bytes, given.rank, warp, lane);
-        most = fmaxf(most, quantize_group<T, bits>(given, stage, step, thread));
+        if (const int of_inputs = step * teams + team; of_inputs < groups) {
+            const unsigned char* const stage = stage_of(step);
+            project_group<T>(sums, stage, stage + x_bytes, given.rank, warp, lane);
+            most = fmaxf(most, quantize_group<T, bits>(given, stage, of_inputs, thread));
+        }
     }
     cp_async_wait<0>();
-    write_narrow<T>(given, sums, warp, lane);
+    sync_block();  // nobody needs what is in the stages any more
+    write_narrow<T, teams>(given, sums, reinterpret_cast<float*>(shared), team, warp, lane);
     if (given.given_scale == nullptr && given.grouped == 0) {
-        quantize_tokens<T, bits>(given, most, thread);
+        sync_block();
+        most = most_of_teams<teams>(most_of_row(most), reinterpret_cast<float*>(shared), team, thread);
+        quantize_tokens<T, bits>(given, most, team, teams, thread);
     }
 }
 

@@ -130,6 +130,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "smallest branch": {"rank": 16},
     "a branch that is no multiple of 32": {"rank": 48},
     "largest branch": {"rank": 128},
+    "largest branch, a scale for each token": {"rank": 128, "block": 0, "inputs": 320},
     "one scale of a table": {"block": 0, "activation_scale": torch.tensor([0.3]).half()},
     "one scale of a table, eight bits": {"number": "int8", "block": 0, "activation_scale": torch.tensor([0.01]).half()},
     "a row of a table": {"activation_scale": torch.tensor([0.3, 0.05]).half()},
