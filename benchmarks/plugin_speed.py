@@ -19,6 +19,7 @@ import ctypes
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def _launcher(folder: Path, plugin: str) -> Any:
 def attention_rows(launcher: Any, size: int, tokens: int) -> list[dict[str, Any]]:
     """One row for each density."""
     query, key, value = (torch.randn(1, HEADS, tokens, size, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    dense = {name: _milliseconds(lambda b=backend: _sdpa(query, key, value, b)) for name, backend in _DENSE.items()}
+    dense = {name: _milliseconds(partial(_sdpa, query, key, value, backend)) for name, backend in _DENSE.items()}
     wanted = _sdpa(query, key, value, SDPBackend.FLASH_ATTENTION)
     rows = []
     for density in DENSITIES:
@@ -76,7 +77,7 @@ def attention_rows(launcher: Any, size: int, tokens: int) -> list[dict[str, Any]
         out = torch.full_like(query, torch.nan)
         blocks = (size**-0.5, QUERY_BLOCK, 64)
         asked = attention_request(query, key, value, indices, counts, None, None, *blocks, out, lse=None)
-        time = _milliseconds(lambda asked=asked: _call(launcher, asked))
+        time = _milliseconds(partial(_call, launcher, asked))
         _check(out, wanted if density == 1 else None)
         efficiencies = {f"efficiency / {name}": true_density * t / time for name, t in dense.items()}
         work = 4 * HEADS * tokens**2 * size * true_density
