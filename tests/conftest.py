@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,27 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.exporter.pipelines.checks import Captured
+
+
+_LONGEST = (
+    "tests/test_readme.py",
+    "tests/runtime/cpp/test_tokenizer.py",  # builds the C++ runtime, on all cores that are free
+    "tests/exporter/test_families.py",
+    "tests/exporter/test_build.py",
+    "tests/exporter/pipelines/test_flow_bundles.py",
+    "tests/exporter/pipelines/test_wan.py",
+)
+"""Minutes each: they start first, so that no process waits for another's long file at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would start with the files that have the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: index for index, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,7 +61,7 @@ def pixart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny PixArt pipeline directory: read it, never write to it."""
     from tests.pipelines_pixart import tiny_pixart
 
-    return tiny_pixart(tmp_path_factory.mktemp("pixart"))
+    return _made_once(tmp_path_factory, "pixart", tiny_pixart)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +71,20 @@ def pixart_cpu(pixart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dexport.exporter.options import BuildOptions
 
     options = BuildOptions(model=str(pixart), target="cpu", steps=(20, 4), sizes=((16, 16), (16, 24)), batch=2)
-    return build(options, tmp_path_factory.mktemp("bundles") / "cpu.dxb")
+    return _made_once(tmp_path_factory, "cpu.dxb", lambda path: build(options, path))
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """What `make` writes at the path it gets: by the first process of pytest-xdist that asks, which put their folders side by side."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    made = shared / f"{name}.made"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            make(shared / name)
+            made.touch()
+    return shared / name
 
 
 @pytest.fixture(scope="session")
