@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstddef>
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 
@@ -9,6 +9,7 @@ namespace dexport {
 
 /// JSON whose objects keep the order of their keys, as errors and progress name things in the document's order.
 /// Finding a key takes time linear in the size of its object: find in large ones only what is then kept elsewhere.
+/// Only declared here: who looks into one includes <nlohmann/json.hpp>, which takes seconds to compile.
 using Json = nlohmann::ordered_json;
 
 inline constexpr std::size_t max_json_depth = 32;

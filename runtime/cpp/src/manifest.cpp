@@ -1,6 +1,7 @@
 #include "manifest.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "error.h"

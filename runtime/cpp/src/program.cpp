@@ -1,5 +1,7 @@
 #include "program.h"
 
+#include <nlohmann/json.hpp>
+
 #include "json.h"
 #include "schema.h"
 

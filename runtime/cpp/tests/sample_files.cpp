@@ -1,5 +1,7 @@
 #include "sample_files.h"
 
+#include <nlohmann/json.hpp>
+
 #include "json.h"
 
 namespace dexport {
