@@ -71,6 +71,19 @@ def test_over_ssh_too_nothing_but_a_bundle_is_replaced(tmp_path: Path, capsys: p
     assert kit.read_bytes() == before and notes.read_text() == "mine"
 
 
+@pytest.mark.parametrize("options", [[], ["--no-test"], ["--trust"], ["--no-test", "--trust"]])
+def test_the_device_is_told_what_the_desk_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    told: list[str] = []
+
+    def start(remote: Remote, passed: list[str]) -> Status:
+        told.extend(passed)
+        return Status("0.1.0", "running")
+
+    monkeypatch.setattr(Remote, "start", start)
+    assert main(["finalize", str(small_kit(tmp_path / "kit.dxb")), "--ssh", "x", "--detach", *options]) == 0
+    assert told == options
+
+
 def test_interrupted_at_the_desk_the_device_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from dexport.runtime.bundle import open_bundle
 from dexport.runtime.bundle_writer import file_entry, trust_own_code
 from dexport.runtime.finalize.finalize import Finished, finalize
 from dexport.runtime.finalize.plugins import compile_library, with_own_sources
+from dexport.runtime.finalize.remote import Remote
+from dexport.runtime.finalize.ssh import Host
 from dexport.runtime.manifest import Plugin
 from dexport.runtime.trust import default_trust_file, trusted_hashes
 from tests.runtime.finalize.small_kit import small_kit
@@ -177,6 +179,13 @@ def test_a_library_of_a_device_without_dexport(tmp_path: Path) -> None:
     assert bundle.manifest.plugins == (Plugin(name=NAME, files=(LIBRARY,), sm=87, tensorrt="10.3.0"),)
     with pytest.raises(UserError, match="expected machine code that was built on this machine or that you trust"):
         bundle.read_bytes(LIBRARY)
+
+
+def test_a_desk_passes_on_what_it_does_not_trust(tmp_path: Path) -> None:
+    """A kit in a folder is packed for its journey; whether its sources may be compiled is for the device to say."""
+    kit = small_kit(tmp_path / "kit", TARGET, plugin=NAME, change="// of a stranger\n")
+    packed = Remote(kit, Host("nobody@nowhere"))._archive(tmp_path)
+    assert open_bundle(packed).manifest.plugins == open_bundle(kit).manifest.plugins
 
 
 def test_the_real_library_has_kernels_and_node(tmp_path: Path) -> None:
