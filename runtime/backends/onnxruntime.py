@@ -13,6 +13,7 @@ import numpy.typing as npt
 from dexport.errors import Failure, UserError
 
 Array = npt.NDArray[Any]
+_CPUINFO = Path("/proc/cpuinfo")
 _PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 
 
@@ -58,12 +59,19 @@ class OnnxRuntimeEngine:
 def session_entries(path: Path) -> dict[str, str]:
     """Configuration that a quantized model needs; nothing for others.
 
-    On x86 without VNNI the product of uint8 and int8 saturates in 16 bits, so int8 weights are turned to uint8 there. And a MatMul whose
-    bias makes it a Gemm has no int8 form (measured: it runs in fp32, 8 times slower).
+    On x86 without VNNI the product of uint8 and int8 saturates in 16 bits, so int8 weights are turned to uint8 there; with VNNI or AMX
+    nothing saturates, and that would only be slow. And a MatMul whose bias makes it a Gemm has no int8 form (measured: it runs in
+    fp32, 8 times slower).
     """
     if b"QuantizeLinear" not in path.read_bytes():  # a few hundred KB: weights lie beside it
         return {}
-    return {"session.x64quantprecision": "1", "optimization.disable_specified_optimizers": "MatMulAddFusion"}
+    saturates = not sums_int8_in_32_bits(_CPUINFO.read_text() if _CPUINFO.exists() else "")
+    return {"session.x64quantprecision": str(int(saturates)), "optimization.disable_specified_optimizers": "MatMulAddFusion"}
+
+
+def sums_int8_in_32_bits(cpuinfo: str) -> bool:
+    """Whether the text of /proc/cpuinfo names an instruction that does; where there is no such text, the answer is no."""
+    return any(flag in cpuinfo.split() for flag in ("avx_vnni", "avx512_vnni", "amx_int8"))
 
 
 def _onnxruntime(backend: str) -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dexport.errors import Failure, UserError
-from dexport.runtime.backends.onnxruntime import OnnxRuntimeEngine
+from dexport.runtime.backends import onnxruntime as onnxruntime_backend
+from dexport.runtime.backends.onnxruntime import OnnxRuntimeEngine, session_entries
 from tests.runtime.sample_bundle import onnx_with_external_weights
 
 
@@ -49,3 +50,16 @@ def test_a_missing_provider_or_package_is_named(model: Path, monkeypatch: pytest
         message = rf"backend {backend}: expected onnxruntime, got it is not installed; pip install 'dexport\[{extra}\]'"
         with pytest.raises(UserError, match=message):
             OnnxRuntimeEngine(model, backend, "loop")
+
+
+@pytest.mark.parametrize(("flags", "precise"), [("sse4_2 avx2 avx512f", "1"), ("avx2 avx_vnni", "0"), ("avx512_vnni", "0"), (None, "1")])
+def test_exact_products_are_paid_for_only_where_others_saturate(
+    flags: str | None, precise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain.onnx").write_bytes(b"MatMul")
+    (tmp_path / "int8.onnx").write_bytes(b"MatMul QuantizeLinear")
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sha_ni\n")
+    monkeypatch.setattr(onnxruntime_backend, "_CPUINFO", tmp_path / "cpuinfo")
+    assert session_entries(tmp_path / "plain.onnx") == {}
+    assert session_entries(tmp_path / "int8.onnx")["session.x64quantprecision"] == precise
