@@ -89,10 +89,12 @@ int start_quantize(const DexportLowrankLinear& given, const Workspace& parts, vo
                                       static_cast<const uint16_t*>(given.activation_scale), at<unsigned char>(given.workspace, 0),
                                       at<uint16_t>(given.workspace, parts.scales), at<uint32_t>(given.workspace, parts.narrow),
                                       given.rows, given.inputs, given.rank, scale_pitch(given), given.activation_block};
-    const dim3 grid(tiles(given.rows, quantize_rows));
-    const size_t shared_bytes = quantize_shared_bytes(given.rank);
-    return teams_for(given.rank) == 4 ? launch(quantize<T, bits, 4>, grid, 4 * team_threads, shared_bytes, stream, arguments)
-                                      : launch(quantize<T, bits, 2>, grid, 2 * team_threads, shared_bytes, stream, arguments);
+    const auto start_ranks = [&](auto ranks) {
+        using R = decltype(ranks);
+        const dim3 grid(tiles(given.rows, quantize_rows));
+        return launch(quantize<T, bits, R>, grid, R::threads, R::shared_bytes(given.rank), stream, arguments);
+    };
+    return given.rank <= 32 ? start_ranks(Ranks<1>{}) : given.rank <= 64 ? start_ranks(Ranks<2>{}) : start_ranks(Ranks<4>{});
 }
 
 template <class T, int bits, Product product>

@@ -1,7 +1,7 @@
 // First kernel of lowrank_linear: activations become codes and scales, and are multiplied with the down-projection on the way.
 //
-// A block has 32 rows and walks along the inputs, a group of 64 at a time, which lies in shared memory for both purposes. Teams of four
-// warps walk side by side, each with groups of its own, and add what they projected in the end: rows alone are too few blocks for a GPU.
+// A block has 16 rows and walks along the inputs, a group of 64 at a time, which lies in shared memory for both purposes. Teams of two
+// warps walk side by side, each with groups of its own, and add what they projected in the end: rows alone are too few warps for a GPU.
 // Only a dynamic scale of a whole token is known too late for that: then the block reads its rows again, which have just been read.
 #pragma once
 
@@ -22,17 +22,21 @@ struct QuantizeArguments {
     int grouped;
 };
 
-constexpr int quantize_rows = 32, team_threads = 128, quantize_stages = 2, most_rank = 128;
+constexpr int quantize_rows = 16, team_threads = 64, quantize_stages = 2, most_rank = 128;
 constexpr int row_bytes_16 = 2 * group;
 
-// As many teams as the shared memory of sm_86 has room for.
-constexpr int teams_for(int rank) {
-    return rank <= 64 ? 4 : 2;
-}
+// A form of the kernel for ranks up to 32 times `tiles`: the fewer sums a thread has, the more threads there can be.
+template <int tiles>
+struct Ranks {
+    static constexpr int rank_tiles = tiles;
+    // As many as the shared memory of sm_86 has room for.
+    static constexpr int teams = tiles <= 2 ? 4 : 2, threads = teams * team_threads;
+    static constexpr int blocks_of_multiprocessor = tiles == 1 ? 3 : 2;
 
-constexpr size_t quantize_shared_bytes(int rank) {
-    return static_cast<size_t>(teams_for(rank) * quantize_stages * (quantize_rows + rank) * row_bytes_16);
-}
+    static constexpr size_t shared_bytes(int rank) {
+        return static_cast<size_t>(teams * quantize_stages * (quantize_rows + rank) * row_bytes_16);
+    }
+};
 
 template <int bits>
 constexpr float largest_code = bits == 4 ? 7.0F : 127.0F;
@@ -170,17 +174,17 @@ __device__ __forceinline__ void quantize_tokens(const QuantizeArguments& given, 
     }
 }
 
-// sums += x D^T of one group: a warp has 16 rows, and every other 16 of the rank.
-template <class T>
+// sums += x D^T of one group: a warp of a team has every other 16 of the rank.
+template <class T, class R>
 __device__ __forceinline__ void project_group(
-    float (&sums)[most_rank / 32][2][4], const unsigned char* x, const unsigned char* down, int rank, int warp, int lane) {
+    float (&sums)[R::rank_tiles][2][4], const unsigned char* x, const unsigned char* down, int rank, int warp, int lane) {
 #pragma unroll
     for (int chunk = 0; chunk < 8; chunk += 2) {
         uint32_t a[4];
-        load_left<row_bytes_16>(a, x, 16 * (warp / 2), chunk, lane);
+        load_left<row_bytes_16>(a, x, 0, chunk, lane);
 #pragma unroll
-        for (int i = 0; i < most_rank / 32; ++i) {
-            const int first = 32 * i + 16 * (warp % 2);
+        for (int i = 0; i < R::rank_tiles; ++i) {
+            const int first = 32 * i + 16 * warp;
             if (first < rank) {
                 uint32_t b[4];
                 load_right<row_bytes_16>(b, down, first, chunk, lane);
@@ -192,13 +196,13 @@ __device__ __forceinline__ void project_group(
 }
 
 // Adds what the teams projected and writes it; `shared` has room for a number of every team, row and rank.
-template <class T, int teams>
+template <class T, class R>
 __device__ __forceinline__ void write_narrow(
-    const QuantizeArguments& given, const float (&sums)[most_rank / 32][2][4], float* shared, int team, int warp, int lane) {
+    const QuantizeArguments& given, const float (&sums)[R::rank_tiles][2][4], float* shared, int team, int warp, int lane) {
 #pragma unroll
-    for (int i = 0; i < 4 * (most_rank / 32); ++i) {
+    for (int i = 0; i < 4 * R::rank_tiles; ++i) {
         const int tile = i / 4, side = i / 2 % 2, half = i % 2;
-        const int row = 16 * (warp / 2) + lane / 4 + 8 * half, column = 32 * tile + 16 * (warp % 2) + 8 * side + 2 * (lane % 4);
+        const int row = lane / 4 + 8 * half, column = 32 * tile + 16 * warp + 8 * side + 2 * (lane % 4);
         if (column < given.rank) {
             float* const to = shared + (team * quantize_rows + row) * given.rank + column;
             to[0] = sums[tile][side][2 * half];
@@ -207,10 +211,10 @@ __device__ __forceinline__ void write_narrow(
     }
     sync_block();
     const int all = quantize_rows * given.rank, first_row = static_cast<int>(blockIdx.x) * quantize_rows;
-    for (int i = 2 * static_cast<int>(threadIdx.x); i < all; i += 2 * teams * team_threads) {
+    for (int i = 2 * static_cast<int>(threadIdx.x); i < all; i += 2 * R::threads) {
         float sum[2] = {0.0F, 0.0F};
 #pragma unroll
-        for (int t = 0; t < teams; ++t) {
+        for (int t = 0; t < R::teams; ++t) {
             sum[0] += shared[t * all + i];
             sum[1] += shared[t * all + i + 1];
         }
@@ -234,8 +238,9 @@ __device__ __forceinline__ float most_of_teams(float mine, float* shared, int te
     return most;
 }
 
-template <class T, int bits, int teams>
-__global__ void __launch_bounds__(teams * team_threads) quantize(const QuantizeArguments given) {
+template <class T, int bits, class R>
+__global__ void __launch_bounds__(R::threads, R::blocks_of_multiprocessor) quantize(const QuantizeArguments given) {
+    constexpr int teams = R::teams;
     const int team = static_cast<int>(threadIdx.x) / team_threads, thread = static_cast<int>(threadIdx.x) % team_threads;
     const int lane = thread % 32, warp = thread / 32;
     const int first_row = static_cast<int>(blockIdx.x) * quantize_rows, groups = given.inputs / group;
@@ -256,20 +261,20 @@ __global__ void __launch_bounds__(teams * team_threads) quantize(const QuantizeA
         cp_async_commit();
     };
     begin_copy(0);
-    float sums[most_rank / 32][2][4] = {}, most = 0.0F;
+    float sums[R::rank_tiles][2][4] = {}, most = 0.0F;
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<quantize_stages - 2>();
         sync_block();
         begin_copy(step + quantize_stages - 1);
         if (const int of_inputs = step * teams + team; of_inputs < groups) {
             const unsigned char* const stage = stage_of(step);
-            project_group<T>(sums, stage, stage + x_bytes, given.rank, warp, lane);
+            project_group<T, R>(sums, stage, stage + x_bytes, given.rank, warp, lane);
             most = fmaxf(most, quantize_group<T, bits>(given, stage, of_inputs, thread));
         }
     }
     cp_async_wait<0>();
     sync_block();  // nobody needs what is in the stages any more
-    write_narrow<T, teams>(given, sums, reinterpret_cast<float*>(shared), team, warp, lane);
+    write_narrow<T, R>(given, sums, reinterpret_cast<float*>(shared), team, warp, lane);
     if (given.given_scale == nullptr && given.grouped == 0) {
         sync_block();
         most = most_of_teams<teams>(most_of_row(most), reinterpret_cast<float*>(shared), team, thread);
