@@ -6,6 +6,8 @@ alone is timed. Two commands, because a machine with VNNI or AMX need not have w
     python benchmarks/quantized_loop.py prepare DIR     needs dexport[export,openvino,onnxruntime] and nncf
     python benchmarks/quantized_loop.py measure DIR     needs numpy, openvino, onnxruntime and what dexport's runtime needs
 
+What `measure` reads (all but model/ and plain.onnx) packs to a few MB with xz and a dictionary of 512 MiB. DEXPORT_THREADS holds for all.
+
 Contenders, in turn in one process for time, each in a process of its own for memory:
 
     ours fp32, int8 (constant scales), int8-token (vidit-q-w8a8: scales per token), for OpenVINO, and int8 for ONNX Runtime
@@ -206,6 +208,8 @@ def _openvino(folder: Path, name: str) -> Callable[[dict[str, np.ndarray]], Any]
 
     model = folder / ("nncf.xml" if "nncf" in name else "plain.xml")
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "CACHE_DIR": str(compile_cache())}  # as ours has
+    if threads := os.environ.get("DEXPORT_THREADS"):
+        hints["INFERENCE_NUM_THREADS"] = threads
     return openvino.Core().compile_model(model, "CPU", hints)  # type: ignore[no-any-return]
 
 
@@ -214,19 +218,22 @@ def _onnxruntime(path: Path, exact: bool) -> Callable[[dict[str, np.ndarray]], A
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", str(int(exact)))
+    options.intra_op_num_threads = int(os.environ.get("DEXPORT_THREADS", 0))  # 0: its own choice
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, feed)
 
 
 def measure(folder: Path, runs: int) -> None:
     """Prints milliseconds per step, peak memory and ratios; writes them into `folder`."""
-    names = (*OURS, *PEERS)
-    memory = {name: _memory(folder, name) for name in names}
-    loops = {name: contender(folder, name) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    memory = {name: peak for name in (*OURS, *PEERS) if (peak := _memory(folder, name)) is not None}
+    if BASE not in memory:
+        raise SystemExit(f"{BASE} does not run: nothing to compare")
+    loops = {name: contender(folder, name) for name in memory}
+    seconds: dict[str, list[float]] = {name: [] for name in memory}
     for _ in range(runs + 1):  # in turn, so that a change of the machine's speed hits all alike; the first round warms up
         for name, loop in loops.items():
             seconds[name].append(loop())
+        print("seconds:", {name: round(taken[-1], 3) for name, taken in seconds.items()}, flush=True)
     rows = [
         {
             "loop": name,
@@ -235,7 +242,7 @@ def measure(folder: Path, runs: int) -> None:
             "peak MB": memory[name] / 1e6,
             f"memory of {BASE} / this": memory[BASE] / memory[name],
         }
-        for name in names
+        for name in memory
     ]
     from provenance import _processor
 
@@ -246,11 +253,14 @@ def measure(folder: Path, runs: int) -> None:
         print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{value:28}" for key, value in row.items()))
 
 
-def _memory(folder: Path, name: str) -> float:
-    """Peak resident bytes of a process that runs one contender once."""
+def _memory(folder: Path, name: str) -> float | None:
+    """Peak resident bytes of a process that runs one contender once; None, and why, of one that does not run here."""
     command = [sys.executable, __file__, "memory", str(folder), "--only", name]
     with tempfile.TemporaryDirectory() as cache:  # a first start: nothing compiled before
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"DEXPORT_CACHE_DIR": cache})
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DEXPORT_CACHE_DIR": cache})
+    if done.returncode:
+        print(f"{name} is left out, it fails with {done.returncode}:", *done.stderr.strip().splitlines()[-3:], sep="\n    ")
+        return None
     return float(json.loads(done.stdout.splitlines()[-1])["peak_rss"])
 
 
