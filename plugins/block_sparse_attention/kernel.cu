@@ -194,86 +194,42 @@ __device__ __forceinline__ void scale_and_mask(float (&scores)[S::row_tiles][key
     }
 }
 
-// largest = max(largest, unit scores) over a row, which the four lanes of a group hold. Step by step for all rows at once: they hide each
-// other's latencies.
-template <class S>
-__device__ __forceinline__ void add_to_largest(float (&largest)[S::row_tiles][2], const float (&scores)[S::row_tiles][key_tiles][4],
-                                               float unit) {
-    float found[S::row_tiles][2];
-#pragma unroll
-    for (int n = 0; n < key_tiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 2 * S::row_tiles; ++i) {
-            const int m = i / 2, half = i % 2;
-            const float both = fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]);
-            found[m][half] = n == 0 ? both : fmaxf(found[m][half], both);
-        }
-    }
-#pragma unroll
-    for (int lanes = 1; lanes <= 2; ++lanes) {
-#pragma unroll
-        for (int i = 0; i < 2 * S::row_tiles; ++i) {
-            found[i / 2][i % 2] = fmaxf(found[i / 2][i % 2], dexport::shuffle_xor(found[i / 2][i % 2], lanes));
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * S::row_tiles; ++i) {
-        largest[i / 2][i % 2] = fmaxf(largest[i / 2][i % 2], found[i / 2][i % 2] * unit);
-    }
-}
-
-// What was summed follows the largest scores, which rarely grow once some tiles have been seen.
-template <class S>
-__device__ __forceinline__ void shrink_sums(Accumulators<S>& sums, const float (&before)[S::row_tiles][2]) {
-    bool grown = false;
-#pragma unroll
-    for (int i = 0; i < 2 * S::row_tiles; ++i) {
-        grown = grown || sums.largest[i / 2][i % 2] != before[i / 2][i % 2];
-    }
-    if (!dexport::any_of_warp(grown)) {
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * S::row_tiles; ++i) {
-        const int m = i / 2, half = i % 2;
-        // Of a row that has seen no key yet nothing was summed.
-        const float shrink = before[m][half] == -INFINITY ? 0.0F : dexport::exp2_approximate(before[m][half] - sums.largest[m][half]);
-        sums.sum[m][half] *= shrink;
-#pragma unroll
-        for (int n = 0; n < S::pieces; ++n) {
-            sums.out[m][n][2 * half] *= shrink;
-            sums.out[m][n][2 * half + 1] *= shrink;
-        }
-    }
-}
-
 // One step of the online softmax: scores, of which `unit` (not below 0) makes base-2 logarithms, become probabilities relative to the
 // largest one so far, and what was summed follows.
 template <class S>
 __device__ __forceinline__ void exponentiate(float (&scores)[S::row_tiles][key_tiles][4], Accumulators<S>& sums, float unit) {
-    float before[S::row_tiles][2];
 #pragma unroll
-    for (int i = 0; i < 2 * S::row_tiles; ++i) {
-        before[i / 2][i % 2] = sums.largest[i / 2][i % 2];
-    }
-    add_to_largest<S>(sums.largest, scores, unit);
-    shrink_sums<S>(sums, before);
-    float base[S::row_tiles][2];
+    for (int m = 0; m < S::row_tiles; ++m) {
 #pragma unroll
-    for (int i = 0; i < 2 * S::row_tiles; ++i) {
-        // A row that has seen no key yet has no largest score: any finite one keeps -inf - -inf away.
-        base[i / 2][i % 2] = sums.largest[i / 2][i % 2] == -INFINITY ? 0.0F : sums.largest[i / 2][i % 2];
-    }
+        for (int half = 0; half < 2; ++half) {
+            float largest = -INFINITY;
 #pragma unroll
-    for (int n = 0; n < key_tiles; ++n) {
+            for (int n = 0; n < key_tiles; ++n) {
+                largest = fmaxf(largest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+            }
+            // The four lanes of a group hold one row.
+            largest = fmaxf(largest, dexport::shuffle_xor(largest, 1));
+            largest = fmaxf(largest, dexport::shuffle_xor(largest, 2));
+            largest = fmaxf(largest * unit, sums.largest[m][half]);
+            // A row that has seen no key yet has no largest score: any finite one keeps -inf - -inf away.
+            const float base = largest == -INFINITY ? 0.0F : largest;
+            const float shrink = dexport::exp2_approximate(sums.largest[m][half] - base);
+            float sum = sums.sum[m][half] * shrink;
 #pragma unroll
-        for (int i = 0; i < 4 * S::row_tiles; ++i) {
-            const int m = i / 4, r = i % 4;
-            scores[m][n][r] = dexport::exp2_approximate(fmaf(scores[m][n][r], unit, -base[m][r / 2]));
-        }
+            for (int n = 0; n < key_tiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < 2 * S::row_tiles; ++i) {
-            sums.sum[i / 2][i % 2] += scores[i / 2][n][2 * (i % 2)] + scores[i / 2][n][2 * (i % 2) + 1];
+                for (int e = 2 * half; e < 2 * half + 2; ++e) {
+                    scores[m][n][e] = dexport::exp2_approximate(fmaf(scores[m][n][e], unit, -base));
+                    sum += scores[m][n][e];
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < S::pieces; ++n) {
+                sums.out[m][n][2 * half] *= shrink;
+                sums.out[m][n][2 * half + 1] *= shrink;
+            }
+            sums.sum[m][half] = sum;
+            sums.largest[m][half] = largest;
         }
     }
 }

@@ -241,14 +241,6 @@ T shuffle_xor(T value, int mask) {
     return mine.result;
 }
 
-inline bool any_of_warp(bool mine) {
-    int any = mine ? 1 : 0;
-    for (int mask = 1; mask < 32; mask *= 2) {
-        any |= shuffle_xor(any, mask);
-    }
-    return any != 0;
-}
-
 inline void sync_block() {
     emulation::Block::running->meet_block();
 }

@@ -122,11 +122,6 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(0xffffffffU, value, mask);
 }
 
-// Whether it is so in any lane.
-__device__ __forceinline__ bool any_of_warp(bool mine) {
-    return __any_sync(0xffffffffU, mine) != 0;
-}
-
 __device__ __forceinline__ void sync_block() {
     __syncthreads();
 }
