@@ -214,15 +214,13 @@ __device__ __forceinline__ void exponentiate(float (&scores)[S::row_tiles][key_t
             // A row that has seen no key yet has no largest score: any finite one keeps -inf - -inf away.
             const float base = largest == -INFINITY ? 0.0F : largest;
             const float shrink = dexport::exp2_approximate(sums.largest[m][half] - base);
-            // Two sums, of even and odd columns: one alone would wait for each addition.
-            float sum[2] = {sums.sum[m][half] * shrink, 0.0F};
+            float sum = sums.sum[m][half] * shrink;
 #pragma unroll
             for (int n = 0; n < key_tiles; ++n) {
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    float& score = scores[m][n][2 * half + e];
-                    score = dexport::exp2_approximate(fmaf(score, unit, -base));
-                    sum[e] += score;
+                for (int e = 2 * half; e < 2 * half + 2; ++e) {
+                    scores[m][n][e] = dexport::exp2_approximate(fmaf(scores[m][n][e], unit, -base));
+                    sum += scores[m][n][e];
                 }
             }
 #pragma unroll
@@ -230,7 +228,7 @@ __device__ __forceinline__ void exponentiate(float (&scores)[S::row_tiles][key_t
                 sums.out[m][n][2 * half] *= shrink;
                 sums.out[m][n][2 * half + 1] *= shrink;
             }
-            sums.sum[m][half] = sum[0] + sum[1];
+            sums.sum[m][half] = sum;
             sums.largest[m][half] = largest;
         }
     }
