@@ -6,8 +6,8 @@ Every linear, convolution and attention is an operation; all else only moves dat
 - what lies between products reads each of their results once, writes what the next ones read, and writes and reads once more what several
   read (a residual stream). Views cost nothing.
 
-On GPUs integers multiply as int8 whatever their bits, so that 4-bit weights are quicker than 8-bit ones only where nothing but weights is
-quantized and few tokens wait for them.
+TensorRT multiplies integers as int8 whatever their bits. Those with scales per block on either side are for dexport's plugin
+`lowrank_linear`: its weights stay in 4 bits, and int4 meets int4 where the hardware has that.
 """
 
 from __future__ import annotations
@@ -59,15 +59,16 @@ def planned_form(treatment: Treatment | None, wide: str) -> Planned:
         return Planned(None)
     weights, activations = treatment.weights, treatment.activations
     formats = (weights.format.split("|")[0], "" if activations is None else activations.format.split("|")[0])
-    return Planned(form_of(*formats, weights.block, wide), 0 if treatment.low_rank is None else treatment.low_rank.rank)
+    blocks = weights.block, 0 if activations is None else activations.block
+    return Planned(form_of(*formats, *blocks, wide), 0 if treatment.low_rank is None else treatment.low_rank.rank)
 
 
-def form_of(weight: str, activation: str, block: int, wide: str) -> Form:
+def form_of(weight: str, activation: str, block: int, activation_block: int, wide: str) -> Form:
     """The form of quantized weights and activations on a GPU.
 
     Args:
         weight, activation: formats as in recipes ("int4", "e4m3", "nvfp4"; "" for activations that stay as they are).
-        block: inputs that share a scale of the weight; 0 for whole rows.
+        block, activation_block: inputs that share a scale of the weight, and of an activation; 0 for whole rows.
         wide: what is multiplied where only weights are quantized.
     """
     scales = _SCALE_BITS / block if block else 0.0
@@ -76,7 +77,10 @@ def form_of(weight: str, activation: str, block: int, wide: str) -> Form:
     stored = 4 if format_of(weight).bits <= 4 else 8
     if not activation:
         return Form(wide, stored + scales, 32 if wide == "fp32" else 16)
-    return Form("fp8" if activation == _FLOAT8 else "int8", 8, 8)
+    if activation == _FLOAT8 or not (block or activation_block):
+        return Form("fp8" if activation == _FLOAT8 else "int8", 8, 8)
+    read = 4 if format_of(activation).bits <= 4 else 8
+    return Form("int4" if read == 4 else "int8", stored + scales, read)
 
 
 class Operations:
@@ -144,17 +148,17 @@ class Operations:
 
     def quantized_linear(self, node: fx.Node) -> Iterator[Work]:
         """`dexport::quantized_linear`."""
-        weight, activation, mode, _, micro = node.args[7:12]
+        weight, activation, mode, activation_block, micro = node.args[7:12]
         inputs, scales = int(value(_operand(node, 1)).shape[1]), int(value(_operand(node, 2)).shape[1])
         block = inputs // scales if scales > 1 else 0
-        yield from self.layer(
-            node, form_of(str(micro or weight), "" if mode == "none" else str(micro or activation), block, self.wide(node))
-        )
+        assert isinstance(activation_block, int)
+        formats = str(micro or weight), "" if mode == "none" else str(micro or activation)
+        yield from self.layer(node, form_of(*formats, block, activation_block, self.wide(node)))
 
     def quantized_conv(self, node: fx.Node) -> Iterator[Work]:
         """`dexport::quantized_conv`."""
         weight, activation, mode = node.args[5:8]
-        yield from self.layer(node, form_of(str(weight), "" if mode == "none" else str(activation), 0, self.wide(node)))
+        yield from self.layer(node, form_of(str(weight), "" if mode == "none" else str(activation), 0, 0, self.wide(node)))
 
     def attention(self, node: fx.Node) -> Iterator[Work]:
         """Fused, or with scores that go through memory twice in each direction."""

@@ -153,6 +153,8 @@ def sustained_tops(target: Target, format: str, kind: Kind) -> float:
         UserError: it cannot multiply numbers of the format.
     """
     assert target.rates is not None
+    if format == "int4" and not target.rates.int4:
+        format = "int8"  # as which the kernels of plugins/lowrank_linear multiply 4 bits there
     fractions = SUSTAINED[target.rates.name]
     if kind == "attention" and format in ("fp16", "bf16"):
         fraction = fractions.attention

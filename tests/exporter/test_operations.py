@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from dexport.exporter.capture import Input
-from dexport.exporter.operations import Form, Operations, form_of
+from dexport.exporter.operations import Form, Operations, Planned, form_of, planned_form
 from dexport.passes.graph import BATCH, STEPS, Graph, Kind
 from dexport.passes.hoist import hoist
+from dexport.passes.quantization.recipe_file import find_recipe
 from dexport.targets.latency import Work, attention_operations
 from tests.exporter.spellings.quantized_graphs import Form as Quantization
 from tests.exporter.spellings.quantized_graphs import quantized
@@ -70,6 +71,8 @@ def test_batches_scale_all_but_the_weights(graph: Graph) -> None:
         (Quantization(mode="dynamic"), "int8", 8, 8),
         (Quantization(weight="int4", activation="int6", mode="dynamic"), "int8", 8, 8),
         (Quantization(weight="int4", group=16, mode="none"), "fp16", 5, 16),
+        (Quantization(weight="int4", group=16, activation="int4", mode="dynamic", block=16), "int4", 5, 4),
+        (Quantization(weight="int4", group=16, activation="int8", mode="dynamic"), "int8", 5, 8),
         (Quantization(weight="e4m3", activation="e4m3"), "fp8", 8, 8),
         (Quantization(weight="e2m1", group=16, activation="e2m1", mode="dynamic", block=16, micro="nvfp4"), "nvfp4", 4.5, 4.5),
     ],
@@ -94,10 +97,22 @@ def test_a_branch_is_two_small_products(graph: Graph) -> None:
 
 
 def test_forms_of_recipes() -> None:
-    assert form_of("int4", "", 64, "bf16") == Form("bf16", 4.25, 16)
-    assert form_of("int8", "", 0, "fp32") == Form("fp32", 8, 32)
-    assert form_of("int3", "int8", 0, "fp16") == Form("int8", 8, 8)
-    assert form_of("nvfp4", "nvfp4", 16, "fp16") == Form("nvfp4", 4.5, 4.5)
+    assert form_of("int4", "", 64, 0, "bf16") == Form("bf16", 4.25, 16)
+    assert form_of("int8", "", 0, 0, "fp32") == Form("fp32", 8, 32)
+    assert form_of("int3", "int8", 0, 0, "fp16") == Form("int8", 8, 8)
+    assert form_of("nvfp4", "nvfp4", 16, 16, "fp16") == Form("nvfp4", 4.5, 4.5)
+    assert form_of("int4", "int4", 64, 64, "fp16") == Form("int4", 4.25, 4)
+    assert form_of("int4", "int4", 0, 64, "fp16") == Form("int4", 4, 4)
+    assert form_of("int4", "int4", 0, 0, "fp16") == Form("int8", 8, 8), "TensorRT has no product of 4 bits"
+    assert form_of("e1m2", "int8", 64, 0, "fp16") == Form("int8", 4.25, 8)
+
+
+@pytest.mark.parametrize(("recipe", "form"), [("svdquant-w4a4", Form("int4", 4.25, 4)), ("svdquant-w4a8", Form("int8", 4.25, 8))])
+def test_planned_forms_of_recipes_with_branches(recipe: str, form: Form) -> None:
+    section = find_recipe(recipe).section("denoiser")
+    assert section is not None
+    assert section.default.low_rank is not None
+    assert planned_form(section.default, "fp16") == Planned(form, section.default.low_rank.rank)
 
 
 class Modulation(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import dexport.targets.rates
 from dexport.errors import UserError
 from dexport.targets.catalogue import all_targets, find
-from dexport.targets.latency import BANDWIDTH, SUSTAINED, Work, attention_operations, estimable, milliseconds, total
+from dexport.targets.latency import BANDWIDTH, SUSTAINED, Work, attention_operations, estimable, milliseconds, sustained_tops, total
 from dexport.targets.rates import Rates
 
 FACTOR = 1.25
@@ -29,6 +29,14 @@ def test_one_linear_by_hand() -> None:
     one = milliseconds(linear(1, 3072, 3072), target)  # a vector waits for the weight
     assert one == pytest.approx((3072 * 3072 * 2 + 4 * 3072) / (1008e9 * BANDWIDTH) * 1e3)
     assert milliseconds(Work("add", "traffic", 0, 1e9), target) == pytest.approx(1e9 / (1008e9 * BANDWIDTH) * 1e3)
+
+
+def test_int4_is_multiplied_as_int8_where_the_hardware_does_not_have_it() -> None:
+    orin, thor = find("jetson-orin"), find("jetson-thor")
+    assert orin.rates is not None and thor.rates is not None and not thor.rates.int4
+    faster = orin.rates.int4 * SUSTAINED[orin.rates.name].four / (orin.rates.int8 * SUSTAINED[orin.rates.name].eight)
+    assert sustained_tops(orin, "int4", "product") == pytest.approx(sustained_tops(orin, "int8", "product") * faster) and faster > 1.5
+    assert sustained_tops(thor, "int4", "product") == sustained_tops(thor, "int8", "product") > 0
 
 
 @pytest.mark.parametrize("tokens", [1, 77, 4096])
