@@ -172,7 +172,7 @@ class _Run:
 
         def build(folder: Path) -> dict[str, Any]:
             if self.engines is None:
-                return compile_library(self.bundle, plugin, sm, tensorrt, self.work.path / "sources", folder)
+                return compile_library(self.bundle, plugin, sm, tensorrt, folder)
             return self._take_library(plugin, name, folder)
 
         return self._made(name, key, [file], [file], build)

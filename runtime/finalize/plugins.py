@@ -10,6 +10,7 @@ import dataclasses
 import os
 import platform
 import re
+import tempfile
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,24 +48,25 @@ def library_key(manifest: Manifest, plugin: Plugin, sm: int | None, tensorrt: st
     return key_of(metadata.version("dexport"), "plugin", hashes, sm, tensorrt)
 
 
-def compile_library(bundle: Bundle, plugin: Plugin, sm: int, tensorrt: str, scratch: Path, folder: Path) -> dict[str, Any]:
+def compile_library(bundle: Bundle, plugin: Plugin, sm: int, tensorrt: str, folder: Path) -> dict[str, Any]:
     """Compiles a plugin's library into `folder`; returns nothing to note of it.
 
     Args:
         tensorrt: version of the TensorRT that will load it.
-        scratch: where to put the sources, for no compiler reads inside a .dxb.
+        folder: the sources lie in a new one below it meanwhile: no compiler reads inside a .dxb, and in a folder that was there before
+            a header of somebody else's could lie beside them.
 
     Raises:
         UserError: the sources are not trusted; there is no nvcc; TensorRT's headers are missing, or those of another version.
         Failure: nvcc does not compile them, or a kernel spills.
     """
     headers = _headers(plugin.name, tensorrt)
-    for file in plugin.files:
-        (scratch / file).unlink(missing_ok=True)
-        copy_file(bundle, file, scratch / file)
     manifest = next((file for file in plugin.files if PurePosixPath(file).name == "manifest.json"), plugin.files[0])
-    place = (scratch / manifest).parent
-    build_plugins([place], folder, [str(sm)], headers)
+    with tempfile.TemporaryDirectory(dir=folder) as sources:
+        for file in plugin.files:
+            copy_file(bundle, file, Path(sources) / file)
+        place = (Path(sources) / manifest).parent
+        build_plugins([place], folder, [str(sm)], headers)
     os.replace(folder / library_name(place.name), folder / library_name(plugin.name))
     return {}
 

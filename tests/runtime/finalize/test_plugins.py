@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,10 @@ NVCC = """#!/usr/bin/env bash
 [[ "$1" == --list-gpu-code ]] && echo sm_87 && exit
 echo "$*" >>"$NVCC_CALLS"
 sources=""
-while [[ "$1" != -o ]]; do case "$1" in *.cu | *.cpp) sources+="$(sha256sum "$1" | cut -c 1-8) " ;; esac; shift; done
+while [[ "$1" != -o ]]; do
+  case "$1" in *.cu | *.cpp) sources+="$(sha256sum "$1" | cut -c 1-8) " ;; -I) ls "$2" >>"$NVCC_CALLS.headers" ;; esac
+  shift
+done
 [[ -z "${FAIL_NVCC:-}" ]] || { echo "kernel.cu: error: no"; exit 1; }
 printf 'library %s' "$sources" >"$2"
 """
@@ -82,11 +86,24 @@ def test_the_library_is_compiled_loaded_and_kept(
     assert bundle.read_bytes(LIBRARY).startswith(b"library "), "it is trusted, for it was made here"
     assert {bundle.manifest.files[file].sha256 for file in bundle.manifest.native_files()} == trusted_hashes(default_trust_file())
     (command,) = compiled()
-    sources = f"{tmp_path}/out.dxb.finalize/sources/plugins"
-    assert f"-gencode arch=compute_87,code=sm_87 -I {sources}/cuda -I {sources}/{NAME} {sources}/{NAME}/kernel.cu" in command
+    folder = re.escape(f"{tmp_path}/out.dxb.finalize/libdexport_{NAME}.partial")
+    wanted = rf"-gencode arch=compute_87,code=sm_87 -I ({folder}/\w+/plugins)/cuda -I \1/{NAME} \1/{NAME}/kernel.cu \1/{NAME}/tensorrt_"
+    assert re.search(wanted, command)
     assert f"-isystem {tmp_path}/headers" in command
     flag = f"--dynamicPlugins={tmp_path}/out.dxb.finalize/libdexport_{NAME}/libdexport_{NAME}.so"
     assert len(trtexec()) == 2 and all(flag in call for call in trtexec())
+
+
+def test_no_header_lies_beside_the_sources_that_did_not_come_with_them(tmp_path: Path, compiled: Callable[[], list[str]]) -> None:
+    """A compiler that finds somebody's `cuda_fp16.h` before CUDA's would put his code into a library that is trusted from then on."""
+    for place in ("sources", f"libdexport_{NAME}.partial", f"libdexport_{NAME}.partial/sources"):
+        for folder in ("cuda", NAME):
+            (tmp_path / "out.dxb.finalize" / place / "plugins" / folder).mkdir(parents=True)
+            (tmp_path / "out.dxb.finalize" / place / "plugins" / folder / "cuda_fp16.h").touch()
+    _finalize(tmp_path)
+    assert len(compiled()) == 1
+    seen = (tmp_path / "nvcc-calls.headers").read_text().split()
+    assert {"primitives.h", "launcher.h"} < set(seen) and "cuda_fp16.h" not in seen
 
 
 def test_it_goes_on_after_the_library(tmp_path: Path, compiled: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +216,7 @@ def test_the_real_library_has_kernels_and_node(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     version = _header_version(Path(headers) / "NvInferVersion.h")
-    compile_library(bundle, bundle.manifest.plugins[0], 87, version, tmp_path / "sources", out)
+    compile_library(bundle, bundle.manifest.plugins[0], 87, version, out)
     assert file_entry(out / f"libdexport_{NAME}.so").bytes > 100_000
     library = ctypes.CDLL(str(out / f"libdexport_{NAME}.so"))
     assert library.dexport_lowrank_linear(None, None) == -1 and library.getCreators
