@@ -65,7 +65,7 @@ def open_engine(bundle: Bundle, component: str, size: tuple[int, int]) -> Engine
 def _plugin_libraries(bundle: Bundle) -> list[PluginLibrary]:
     """The libraries of a bundle, if they are trusted: loading one runs it."""
     return [
-        PluginLibrary(bundle.file(plugin.files[0]), f"{bundle.path}: plugin {plugin.name}", plugin.sm, plugin.tensorrt)
+        PluginLibrary(bundle.read_bytes(plugin.files[0]), f"{bundle.path}: plugin {plugin.name}", plugin.sm, plugin.tensorrt)
         for plugin in bundle.manifest.plugins
         if plugin.sm is not None and plugin.tensorrt is not None
     ]

@@ -6,6 +6,7 @@ same (sampleInference.cpp of TensorRT 10.3).
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,13 @@ class PluginLibrary:
     """A library that the user trusts.
 
     Attributes:
-        path: of the file.
+        code: its bytes, as they were checked.
         name: of the plugin, with its bundle, for errors.
         sm: compute capability times ten that it is for.
         tensorrt: version that it was compiled for.
     """
 
-    path: Path
+    code: bytes
     name: str
     sm: int
     tensorrt: str
@@ -52,6 +53,10 @@ def load_plugins(runtime: Any, libraries: Sequence[PluginLibrary], *, sm: int, v
             got = f"one for {library.tensorrt}"
             raise UserError(library.name, expected=f"a plugin for TensorRT {version}", got=got, fix=_REBUILD)
         errors.clear()
-        if runtime.get_plugin_registry().load_library(str(library.path)) is None:
+        with tempfile.TemporaryDirectory(prefix="dexport-") as folder:  # the loader wants a file; this one only the user can change
+            path = Path(folder) / "plugin.so"
+            path.write_bytes(library.code)
+            taken = runtime.get_plugin_registry().load_library(str(path)) is not None
+        if not taken:
             got = " ".join("; ".join(errors).split()) or "a refusal without a reason"
             raise Failure(library.name, expected="a library that TensorRT takes", got=got, fix=_REBUILD)

@@ -34,6 +34,7 @@ class Watcher:
         return self
 
     def load_library(self, path: str) -> object:
+        assert Path(path).parent.stat().st_mode & 0o077 == 0, "nobody else can put another file there"
         self.calls.append(("load", Path(path).read_text(encoding="utf-8")))
         return self._handle
 
@@ -42,10 +43,8 @@ class Watcher:
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> PluginLibrary:
-    path = tmp_path / "one.so"
-    path.write_text("machine code of a plugin")
-    return PluginLibrary(path, "x.dxb: plugin one", 87, "10.3.0")
+def library() -> PluginLibrary:
+    return PluginLibrary(b"machine code of a plugin", "x.dxb: plugin one", 87, "10.3.0")
 
 
 def _load(runtime: Watcher, library: PluginLibrary, sm: int = 87, version: str = "10.3.0.30", errors: tuple[str, ...] = ()) -> None:
