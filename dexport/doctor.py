@@ -7,7 +7,7 @@ import importlib
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -16,7 +16,9 @@ import click
 from dexport.columns import amount, columns
 from dexport.errors import UserError
 from dexport.machine import Gpu, Machine, this_machine
+from dexport.runtime.builders.plugins import find_nvcc
 from dexport.runtime.builders.tensorrt import find_trtexec
+from dexport.runtime.finalize.plugins import find_headers
 from dexport.runtime.trust import default_trust_file, trusted_hashes
 from dexport.targets.tensorrt import RTX_COMPUTE_CAPABILITIES
 
@@ -135,6 +137,8 @@ def _running(extras: Mapping[str, Mapping[str, str]], gpu: Gpu) -> tuple[Ability
         _with_gpu(rtx, gpu, RTX_COMPUTE_CAPABILITIES),
         _with_gpu(classic, gpu),
         _with_gpu(_trtexec(), gpu),
+        _found("plugins of Jetson kits: nvcc", find_nvcc),
+        _found("plugins of Jetson kits: TensorRT's headers", find_headers),
         _packages("write .mp4", extras["video"], "video"),
     )
 
@@ -144,6 +148,15 @@ def _trtexec() -> Ability:
     if find_trtexec():
         return Ability("finish Jetson kits", True, "", "")
     return Ability("finish Jetson kits", False, "no trtexec", "sudo apt-get install nvidia-jetpack, or set TRTEXEC")
+
+
+def _found(name: str, find: Callable[[], object]) -> Ability:
+    """Whether something is on this machine, by what looks for it and says how to get it."""
+    try:
+        find()
+    except UserError as error:
+        return Ability(name, False, error.got, error.fix)
+    return Ability(name, True, "", "")
 
 
 def _packages(name: str, wanted: Mapping[str, str], extras: str, imports: str | None = None) -> Ability:

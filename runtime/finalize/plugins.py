@@ -24,6 +24,7 @@ from dexport.runtime.manifest import Manifest, Plugin
 
 PLUGIN_FOLDER = "plugins"
 _HEADER, _VERSION_HEADER = "NvInferRuntime.h", "NvInferVersion.h"
+_HEADERS_FIX = "run: sudo apt-get install libnvinfer-headers-dev, or set TENSORRT_INCLUDE_DIR"
 _VERSION = re.compile(r"#define\s+(?:NV_TENSORRT|TRT)_(MAJOR|MINOR)(?:_ENTERPRISE)?\s+(\d+)")
 
 
@@ -60,7 +61,7 @@ def compile_library(bundle: Bundle, plugin: Plugin, sm: int, tensorrt: str, fold
         UserError: the sources are not trusted; there is no nvcc; TensorRT's headers are missing, or those of another version.
         Failure: nvcc does not compile them, or a kernel spills.
     """
-    headers = _headers(plugin.name, tensorrt)
+    headers = _fitting_headers(plugin.name, tensorrt)
     manifest = next((file for file in plugin.files if PurePosixPath(file).name == "manifest.json"), plugin.files[0])
     with tempfile.TemporaryDirectory(dir=folder) as sources:
         for file in plugin.files:
@@ -71,19 +72,27 @@ def compile_library(bundle: Bundle, plugin: Plugin, sm: int, tensorrt: str, fold
     return {}
 
 
-def _headers(plugin: str, tensorrt: str) -> Path:
-    """$TENSORRT_INCLUDE_DIR, or where Debian's package puts the headers of TensorRT."""
+def find_headers() -> Path:
+    """$TENSORRT_INCLUDE_DIR, or where Debian's package puts the headers of TensorRT.
+
+    Raises:
+        UserError: they are not there.
+    """
     given = os.environ.get("TENSORRT_INCLUDE_DIR")
     places = [Path(given)] if given else [Path(f"/usr/include/{platform.machine()}-linux-gnu"), Path("/usr/include")]
-    where, wanted = f"plugin {plugin}", ".".join(tensorrt.split(".")[:2])
-    fix = "run: sudo apt-get install libnvinfer-headers-dev, or set TENSORRT_INCLUDE_DIR"
     found = next((place for place in places if (place / _HEADER).exists()), None)
     if found is None:
         got = f"none in {' or '.join(map(str, places))}"
-        raise UserError(where, expected=f"{_HEADER}, of TensorRT's headers", got=got, fix=fix)
+        raise UserError("plugins", expected=f"{_HEADER}, of TensorRT's headers", got=got, fix=_HEADERS_FIX)
+    return found
+
+
+def _fitting_headers(plugin: str, tensorrt: str) -> Path:
+    found, wanted = find_headers(), ".".join(tensorrt.split(".")[:2])
     version = _header_version(found / _VERSION_HEADER)
     if version != wanted:
-        raise UserError(where, expected=f"the headers of TensorRT {wanted}", got=f"those of {version or 'none'} in {found}", fix=fix)
+        got = f"those of {version or 'none'} in {found}"
+        raise UserError(f"plugin {plugin}", expected=f"the headers of TensorRT {wanted}", got=got, fix=_HEADERS_FIX)
     return found
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dexport.cli import main
-from dexport.doctor import Ability, Diagnosis, _numbers, _packages, _trtexec, _trust, _with_gpu, lines, requirements
+from dexport.doctor import Ability, Diagnosis, _found, _numbers, _packages, _trtexec, _trust, _with_gpu, lines, requirements
 from dexport.machine import Gpu, Machine
+from dexport.runtime.finalize.plugins import find_headers
 
 _NO_GPU = Gpu("", None, "no NVIDIA driver")
 _MACHINE = Machine("Linux aarch64", "ARM", 8, (), 8_000_000_000, 1_000_000_000, _NO_GPU, "NVIDIA Jetson Orin Nano")
@@ -79,7 +80,20 @@ def test_the_command_prints_text_and_json(capsys: pytest.CaptureFixture[str]) ->
     assert main(["doctor", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["packages"]["torch"].startswith("2.")
-    assert {ability["name"] for ability in document["run"]} >= {"cpu bundles", "write .mp4"}
+    assert {ability["name"] for ability in document["run"]} >= {
+        "cpu bundles",
+        "write .mp4",
+        "plugins of Jetson kits: nvcc",
+        "plugins of Jetson kits: TensorRT's headers",
+    }
+
+
+def test_plugins_of_jetson_kits_need_a_compiler_and_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TENSORRT_INCLUDE_DIR", str(tmp_path))
+    fix = "run: sudo apt-get install libnvinfer-headers-dev, or set TENSORRT_INCLUDE_DIR"
+    assert _found("headers", find_headers) == Ability("headers", False, f"none in {tmp_path}", fix)
+    (tmp_path / "NvInferRuntime.h").touch()
+    assert _found("headers", find_headers) == Ability("headers", True, "", "")
 
 
 def test_jetson_kits_need_trtexec(monkeypatch: pytest.MonkeyPatch) -> None:

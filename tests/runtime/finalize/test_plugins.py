@@ -149,7 +149,7 @@ def test_only_whole_sources_are_our_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("NvInferRuntime.h", None, "plugin lowrank_linear: expected NvInferRuntime.h, of TensorRT's headers, got none in "),
+        ("NvInferRuntime.h", None, "plugins: expected NvInferRuntime.h, of TensorRT's headers, got none in "),
         ("NvInferVersion.h", None, "plugin lowrank_linear: expected the headers of TensorRT 10.3, got those of none in "),
         ("NvInferVersion.h", "#define TRT_MAJOR_ENTERPRISE 11\n#define TRT_MINOR_ENTERPRISE 1\n", "got those of 11.1 in "),
     ],
