@@ -168,7 +168,7 @@ class Target:
     @property
     def plugins(self) -> tuple[str, ...]:
         """Folders of dexport's plugins that its engines can be built with."""
-        return PLUGINS.get(self.backend, ())
+        return PLUGINS.get(self.backend, ()) if self.supports("int4") else ()
 
     @property
     def buildable(self) -> Support:

@@ -72,7 +72,7 @@ def lowrank_linear(site: Site, writer: Writer, branch: Branch | None) -> ir.Valu
 def branch_beside(node: ir.Node, writer: Writer) -> Branch | None:
     """The branch that is added to a linear's result and to nothing else, if the plugin can have one of its rank."""
     readers = list(node.outputs[0].uses())
-    if len(readers) != 1 or readers[0].node.op_type != "Add":
+    if len(readers) != 1 or readers[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
         return None
     total = readers[0].node
     up = _product(next((one for one in total.inputs if one is not node.outputs[0]), None), writer)

@@ -92,7 +92,8 @@ def test_memory_left_for_a_bundle() -> None:
             "jetson-orin",
             "fp8",
             [
-                "jetson-orin@jetpack-6.1: expected a format that SM 8.7 with TensorRT 10.3.0 has (fp32, fp16, bf16, int8, int4-weights, int4)",
+                "jetson-orin@jetpack-6.1: expected a format that SM 8.7 with TensorRT 10.3.0 has",
+                "(fp32, fp16, bf16, int8, int4-weights, int4)",
                 "got fp8 (fp8 needs SM 8.9 or newer); choose one of the formats it has, for example fp16",
             ],
         ),
@@ -116,6 +117,11 @@ def test_impossible_formats_are_refused_with_the_reason(name: str, format: str, 
 def test_a_format_can_be_too_new_for_the_jetpack() -> None:
     assert "TensorRT has int4-weights since 10.0, this one is 8.6.2" in find("jetson-orin@jetpack-6.0").supports("int4-weights").reason
     assert find("jetson-orin@jetpack-6.1").supports("int4-weights")
+
+
+def test_plugins_are_for_those_that_have_their_arithmetic() -> None:
+    assert find("jetson-orin@jetpack-6.1").plugins == ("lowrank_linear",)
+    assert [find(name).plugins for name in ("jetson-orin@jetpack-6.0", "jetson-xavier", "rtx-4090")] == [()] * 3
 
 
 def test_possible_formats_pass() -> None:

@@ -160,23 +160,29 @@ def table_of_scales(port: str) -> Callable[[Any], Any]:
 
 
 class Branched(nn.Module):
-    """A linear, and a branch beside it unless `rank` is 0; `twice`: the branch's result has a second reader."""
+    """A linear, and a branch beside it unless `rank` is 0.
 
-    def __init__(self, rank: int, twice: bool = False) -> None:
+    Args:
+        twice: the branch's result has a second reader.
+        kept: the linear's result is an output, too.
+    """
+
+    def __init__(self, rank: int, twice: bool = False, kept: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.main = nn.Linear(INPUTS, BRANCHED_OUTPUTS)
         self.down, self.up = nn.Linear(INPUTS, max(rank, 1), bias=False), nn.Linear(max(rank, 1), BRANCHED_OUTPUTS, bias=False)
-        self.rank, self.twice = rank, twice
+        self.rank, self.twice, self.kept = rank, twice, kept
 
-    def forward(self, latent: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    def forward(self, latent: torch.Tensor, scales: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         side = self.up(self.down(latent)) if self.rank else 0 * scales.sum()
-        y = self.main(latent) + side
-        return y + side if self.twice else y
+        alone = self.main(latent)
+        y = alone + side
+        return (y, alone) if self.kept else y + side if self.twice else y
 
 
-def branched_graph(form: Form, rank: int, dtype: torch.dtype = torch.float16, twice: bool = False) -> Graph:
+def branched_graph(form: Form, rank: int, dtype: torch.dtype = torch.float16, twice: bool = False, kept: bool = False) -> Graph:
     """A linear in a form, with a branch of that rank, in 16 bits."""
     ports = (Input("latent", (BATCH, 6, INPUTS), dtype, Kind.LATENT), Input("scales", (1, 2), dtype, Kind.STEP))
-    graph = graph_of(Branched(rank, twice).to(dtype), ports, ["out"])
+    graph = graph_of(Branched(rank, twice, kept).to(dtype), ports, ["out", "alone"] if kept else ["out"])
     return quantized(graph, {"main.weight": form}, table_of_scales("scales"))

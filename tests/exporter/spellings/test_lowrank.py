@@ -77,9 +77,9 @@ def test_the_node_means_what_the_graph_means(name: str, rank: int, tmp_path: Pat
         assert not check_onnx_for_tensorrt(path, tensorrt=tensorrt, opset_max=OPSET, plugins=("lowrank_linear",))
 
 
-@pytest.mark.parametrize(("rank", "twice"), [(129, False), (16, True)])
-def test_a_branch_that_the_node_cannot_have_stays_beside_it(rank: int, twice: bool, tmp_path: Path) -> None:
-    graph = branched_graph(W4A4, rank, twice=twice)
+@pytest.mark.parametrize(("rank", "twice", "kept"), [(129, False, False), (16, True, False), (16, False, True)])
+def test_a_branch_that_the_node_cannot_have_stays_beside_it(rank: int, twice: bool, kept: bool, tmp_path: Path) -> None:
+    graph = branched_graph(W4A4, rank, twice=twice, kept=kept)
     path = written(graph, tmp_path, "tensorrt-kit", OPSET)
     assert _nodes(path).count("LowrankLinear") == 1 and _nodes(path).count("MatMul") == 2
     torch.testing.assert_close(_computed(path), run(graph, _inputs())["out"], rtol=4e-3, atol=8e-3)
