@@ -14,8 +14,11 @@ from onnx.reference.op_run import OpRun
 
 from dexport.errors import Failure
 from dexport.exporter.legality import check_onnx_for_tensorrt
+from dexport.exporter.spellings import lowrank
 from dexport.passes.graph import run
 from dexport.plugins.lowrank_linear.reference import lowrank_linear_reference
+from dexport.plugins.lowrank_linear.shapes import GROUP
+from dexport.runtime.builders.plugins import plugin_folder, plugin_manifest
 from tests.exporter.spellings.backends import written
 from tests.exporter.spellings.quantized_graphs import BRANCHED_OUTPUTS, INPUTS, Form, branched_graph
 
@@ -118,3 +121,9 @@ def test_wide_numbers_and_other_backends_stay_refused(tmp_path: Path) -> None:
 def test_what_tensorrt_multiplies_itself_needs_no_plugin(tmp_path: Path) -> None:
     path = written(branched_graph(Form(weight="int4", activation="int4", mode="dynamic"), 0), tmp_path, "tensorrt-kit", OPSET)
     assert "LowrankLinear" not in _nodes(path) and {item.domain for item in onnx.load(path).opset_import} == {""}
+
+
+def test_sizes_are_those_that_the_kernel_says_it_has() -> None:
+    said = plugin_manifest(plugin_folder("lowrank_linear"))
+    known = (GROUP, lowrank.OUTPUT_MULTIPLE, lowrank._RANK_MULTIPLE, lowrank._LARGEST_RANK)
+    assert known == tuple(said[name] for name in ("input_multiple", "output_multiple", "rank_multiple", "largest_rank"))
