@@ -272,7 +272,7 @@ struct Pieces {
           row(thread / of_row), to(place<row_bytes>(thread / of_row, thread % of_row)), left(all - first - thread / of_row) {}
 
     // Begins to copy; of rows that do not exist nothing is read.
-    __device__ __forceinline__ void copy(unsigned char* tile, size_t offset) const {
+    __device__ __forceinline__ void copy(unsigned char* tile, int offset) const {
         if (rows > tile_rows && row >= tile_rows) {
             return;
         }
@@ -296,6 +296,7 @@ __device__ __forceinline__ void pipeline(unsigned char* shared, int steps, const
     for (int step = 0; step < F::stages - 1; ++step) {
         begin_copy(step);
     }
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
         cp_async_wait<F::stages - 2>();
         sync_block();
@@ -326,8 +327,8 @@ __device__ __forceinline__ void multiply_codes(
     const Pieces<F::row_bytes, F::rows> codes(given.codes, pitch, first_row, given.rows, thread);
     const Pieces<row_bytes_4, tile_outputs> weights(given.weight, weight_pitch, first_output, given.outputs, thread);
     const auto copy = [&](unsigned char* stage, int step) {
-        codes.copy(stage, static_cast<size_t>(step) * F::row_bytes);
-        weights.copy(stage + F::right, static_cast<size_t>(step) * row_bytes_4);
+        codes.copy(stage, step * F::row_bytes);
+        weights.copy(stage + F::right, step * row_bytes_4);
         if constexpr (F::grouped) {
             copy_scales_of_group<F>(stage, given, step, first_row, first_output, thread);
         }
@@ -350,8 +351,8 @@ __device__ __forceinline__ void multiply_low_rank(
     const Pieces<row_bytes_4, F::rows> narrow(given.narrow, pitch, first_row, given.rows, thread);
     const Pieces<row_bytes_4, tile_outputs> up(given.up, pitch, first_output, given.outputs, thread);
     const auto copy = [&](unsigned char* stage, int step) {
-        narrow.copy(stage, static_cast<size_t>(step) * row_bytes_4);
-        up.copy(stage + F::right, static_cast<size_t>(step) * row_bytes_4);
+        narrow.copy(stage, step * row_bytes_4);
+        up.copy(stage + F::right, step * row_bytes_4);
     };
     pipeline<F>(shared, given.rank / 16, copy, [&](const unsigned char* stage) { add_low_rank<T, F>(y, stage, at); });
 }
