@@ -1,5 +1,7 @@
 #include <doctest/doctest.h>
 
+#include <nlohmann/json.hpp>
+
 #include "bundle.h"
 #include "request.h"
 #include "sample_bundle.h"

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "text/fields.h"
+
 namespace dexport::text {
 
 namespace {

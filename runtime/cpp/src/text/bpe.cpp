@@ -4,6 +4,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "text/fields.h"
 #include "text/model.h"
 #include "text/unicode.h"
 

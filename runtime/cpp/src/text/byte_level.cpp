@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "text/fields.h"
 #include "text/split.h"
 #include "text/unicode.h"
 

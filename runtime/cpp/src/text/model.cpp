@@ -1,5 +1,6 @@
 #include "text/model.h"
 
+#include <nlohmann/json.hpp>
 #include <string>
 
 namespace dexport::text {

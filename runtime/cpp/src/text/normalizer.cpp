@@ -1,6 +1,7 @@
 #include "text/normalizer.h"
 
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>

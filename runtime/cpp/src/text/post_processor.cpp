@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "text/fields.h"
+
 namespace dexport::text {
 
 namespace {

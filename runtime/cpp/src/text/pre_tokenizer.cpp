@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "text/byte_level.h"
+#include "text/fields.h"
 #include "text/split.h"
 #include "text/unicode.h"
 

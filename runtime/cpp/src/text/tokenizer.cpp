@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "error.h"
+#include "text/fields.h"
 #include "text/unicode.h"
 
 namespace dexport::text {

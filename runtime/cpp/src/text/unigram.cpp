@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "text/fields.h"
 #include "text/model.h"
 #include "text/unicode.h"
 

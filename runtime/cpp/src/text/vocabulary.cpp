@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "text/fields.h"
+
 namespace dexport::text {
 
 Vocabulary::Vocabulary(std::vector<Entry> entries) : entries_(std::move(entries)) {
