@@ -32,7 +32,8 @@ Workspace divide(const DexportLowrankLinear& given) {
 bool blocks_fit(const DexportLowrankLinear& given) {
     const int groups = given.inputs / group, scales = given.activation_block == 0 ? 1 : groups;
     return (given.activation_block == 0 || given.activation_block == group) &&
-           (given.activation_scales == 0 || given.activation_scales == scales) && (given.weight_scales == 1 || given.weight_scales == groups);
+           (given.activation_scales == 0 || given.activation_scales == scales) &&
+           (given.weight_scales == 1 || given.weight_scales == groups);
 }
 
 // The code for what is wrong with the numbers of a request, as launcher.h lists them.
@@ -66,9 +67,10 @@ int check(const DexportLowrankLinear& given) {
         return wrong;
     }
     const bool branch = given.rank == 0 || (is_given(given.down) && is_given(given.up));
+    const bool scales = (given.activation_scale == nullptr) == (given.activation_scales == 0) && is_aligned(given.activation_scale);
     const bool gate = given.gate == nullptr ? given.residual == nullptr : is_aligned(given.gate) && is_given(given.residual);
     if (!is_given(given.x) || !is_given(given.weight) || !is_given(given.weight_scale) || !branch || !is_aligned(given.bias) || !gate ||
-        (given.activation_scale == nullptr) != (given.activation_scales == 0) || !is_aligned(given.activation_scale) || !is_given(given.y) || !is_given(given.workspace)) {
+        !scales || !is_given(given.y) || !is_given(given.workspace)) {
         return -1;
     }
     return given.gate == nullptr || (given.rows_of_gate > 0 && given.rows % given.rows_of_gate == 0) ? 0 : -6;

@@ -39,7 +39,8 @@ typedef struct DexportLowrankLinear {
 
 /* Queues the two kernels on a cudaStream_t. 0; an error of CUDA (positive); or, with nothing queued,
  * -1 a pointer that is needed is NULL, or one is misaligned, or gate and residual are not both there, -2 a size that the kernels do not
- * have, -3 a type or a number of bits, -4 a block or a number of scales, -5 a size below 0 or too large, -6 a gate whose rows do not divide `rows`. */
+ * have, -3 a type or a number of bits, -4 a block or a number of scales, -5 a size below 0 or too large, -6 a gate whose rows do not
+ * divide `rows`. */
 int dexport_lowrank_linear(const DexportLowrankLinear* request, void* stream);
 
 /* How many bytes of workspace a request needs: codes, their scales and x D^T in this order, each aligned to 256 bytes. Reads numbers only.
