@@ -21,6 +21,7 @@ _LONGEST = (
     "tests/exporter/test_build.py",
     "tests/exporter/pipelines/test_flow_bundles.py",
     "tests/exporter/pipelines/test_wan.py",
+    "tests/plugins/test_architectures.py",  # compiles every kernel seven times
 )
 """Minutes each: they start first, so that no process waits for another's long file at the end."""
 
