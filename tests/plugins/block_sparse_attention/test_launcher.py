@@ -20,11 +20,13 @@ def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("query_block", [64, 128])
 @pytest.mark.parametrize("size", MANIFEST["head_sizes"])
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_form_of_the_kernel(kernel: KernelLibrary, dtype: torch.dtype, size: int, query_block: int) -> None:
+def test_every_form_of_the_kernel(kernel: KernelLibrary, dtype: torch.dtype, biased: bool, size: int, query_block: int) -> None:
     """Ragged queries and keys, lists in any order, a block of queries that sees nothing, biases of which one hides its key."""
-    bias = torch.linspace(-2, 2, KEYS).reshape(1, 1, KEYS)
-    bias[..., 5] = -torch.inf
+    bias = torch.linspace(-2, 2, KEYS).reshape(1, 1, KEYS) if biased else None
+    if bias is not None:
+        bias[..., 5] = -torch.inf
     given = lists((2, 0), (), (1,)) if query_block == 64 else lists((2, 0), ())
     found = check(kernel, case_of(dtype, size, **given, key_bias=bias, query_block=query_block))
     empty = slice(64, 128) if query_block == 64 else slice(128, QUERIES)
