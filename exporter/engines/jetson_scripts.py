@@ -63,18 +63,24 @@ hashes() {
   sha256sum -- "$@" | cut -c 1-64 | LC_ALL=C sort | paste -s -d , -
 }
 
-# build NAME MODEL DATA... -- FLAG...: one engine, which appears under its name only when it is complete.
-build() {
-  local name="$1" model="$2" files=("${sources[@]}")
-  shift
+# split FILE... -- ARGUMENT...: the caller's files and arguments.
+split() {
+  files=()
   while [[ "$1" != -- ]]; do
     files+=("$1")
     shift
   done
   shift
+  arguments=("$@")
+}
+
+# build NAME MODEL DATA... -- FLAG...: one engine, which appears under its name only when it is complete.
+build() {
+  local name="$1" model="$2" files arguments
+  split "${@:2}"
   local engine="engines/$name.engine" stamp="engines/$name.made-by"
   local made_by
-  made_by="TensorRT $version $(hashes "${files[@]}") $*"
+  made_by="TensorRT $version $(hashes "${sources[@]}" "${files[@]}") ${arguments[*]}"
   if [[ "$engine" -nt "$model" && -f "$stamp" && "$(cat -- "$stamp")" == "$made_by" ]]; then
     echo "$name: $engine is up to date"
     return
@@ -83,7 +89,7 @@ build() {
   partial="$engine.partial"
   rm -f -- "$stamp"
   if ! "$trtexec" --onnx="$model" --saveEngine="$partial" --exportLayerInfo="$partial.json" \\
-    --timingCacheFile=engines/timing.cache "${plugins[@]}" "$@" >"engines/$name.log" 2>&1; then
+    --timingCacheFile=engines/timing.cache "${plugins[@]}" "${arguments[@]}" >"engines/$name.log" 2>&1; then
     tail -n 20 -- "engines/$name.log" >&2
     echo "$name: expected trtexec to build $model, got a failure; read engines/$name.log" >&2
     exit 1
@@ -116,15 +122,10 @@ fi
 
 # library PLUGIN SOURCE... -- ARGUMENT...: one library, which is loaded by all engines.
 library() {
-  local name="libdexport_$1" files=() made_by
-  shift
-  while [[ "$1" != -- ]]; do
-    files+=("$1")
-    shift
-  done
-  shift
+  local name="libdexport_$1" files arguments made_by
+  split "${@:2}"
   local file="engines/$name.so" stamp="engines/$name.made-by"
-  made_by="TensorRT $version $(hashes "${files[@]}") $*"
+  made_by="TensorRT $version $(hashes "${files[@]}") ${arguments[*]}"
   sources+=("${files[@]}")
   plugins+=("--dynamicPlugins=$file")
   if [[ -f "$file" && -f "$stamp" && "$(cat -- "$stamp")" == "$made_by" ]]; then
@@ -134,7 +135,7 @@ library() {
   echo "$name: compiling $file; the log goes to engines/$name.log"
   partial="$file.partial"
   rm -f -- "$stamp"
-  if ! "$nvcc" "$@" -isystem "$headers" -o "$partial" >"engines/$name.log" 2>&1; then
+  if ! "$nvcc" "${arguments[@]}" -isystem "$headers" -o "$partial" >"engines/$name.log" 2>&1; then
     tail -n 20 -- "engines/$name.log" >&2
     echo "$name: expected nvcc to compile it, got a failure; read engines/$name.log" >&2
     exit 1
